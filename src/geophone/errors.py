@@ -1,0 +1,28 @@
+"""The one error that users meet, and how its message is made.
+
+Every message says what was wrong, where, what is allowed, and what to do about it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GeophoneError(ValueError):
+    """Bad input. The command line prints the message on one line and exits with 2."""
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str], remedy: str = "") -> GeophoneError:
+    """The error for a name that is not among the allowed ones, with the nearest that is.
+
+    Args:
+        kind: What the name should have been, in the user's words ("layer", "perturbation").
+        name: What was given.
+        allowed: The names that would have been right.
+        remedy: One more sentence on what to do.
+    """
+    names = list(allowed)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    shown = ", ".join(names[:24]) + (f", … ({len(names)} in all)" if len(names) > 24 else "")
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    tail = f" {remedy}" if remedy else ""
+    return GeophoneError(f"unknown {kind} {name!r}.{hint} Allowed: {shown or 'none'}.{tail}")

@@ -1,0 +1,175 @@
+"""One registry per kind of thing; being registered is enough to be listed, helped, tested and reported."""
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from geophone.errors import GeophoneError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to things of one kind, in the order in which they were registered.
+
+    A plug-in registers its things just as the package does; see `load_plugin`.
+    """
+
+    def __init__(self, kind: str, plural: str) -> None:
+        self.kind, self.plural = kind, plural
+        self._things: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
+
+    def add(self, name: str, thing: T) -> T:
+        """Register a thing. A name that is taken by another definition is an error."""
+        origin = _loading[-1] if _loading else "geophone"
+        if name in self._things and self._origins[name] != origin:
+            raise GeophoneError(
+                f"the {self.kind} {name!r} of {origin} is already there, from {self._origins[name]}. Give it another name."
+            )
+        self._things[name] = thing
+        self._origins[name] = origin
+        return thing
+
+    def register(self, thing: T) -> T:
+        """Decorator: register a class or function under its own name."""
+        return self.add(thing.__name__, thing)  # type: ignore[attr-defined]
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._things:
+            raise unknown(self.kind, name, self._things, f"`geophone list {self.plural}` shows all of them.")
+        return self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Names and things, in order."""
+        return iter(self._things.items())
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def origin(self, name: str) -> str:
+        """Where a thing came from: "geophone", or the plug-in's file or distribution."""
+        return self._origins[name]
+
+    def summary(self, name: str) -> str:
+        """The first line of a thing's docstring."""
+        text = inspect.getdoc(self[name]) or getattr(self[name], "doc", "")
+        return text.splitlines()[0] if text else ""
+
+    def build(self, text: str) -> Any:
+        """A thing from code such as `LinfPGD(eps=8/255, steps=20)`: a registered name and plain literals, never run.
+
+        Raises:
+            GeophoneError: the name is not registered, the arguments are not literals or are not the thing's.
+        """
+        name, arguments = parse_call(text, self.kind)
+        made = self[name]
+        try:
+            return made(**arguments)  # type: ignore[operator]
+        except TypeError:
+            allowed = [p.name for p in inspect.signature(made).parameters.values()]  # type: ignore[arg-type]
+            wrong = [k for k in arguments if k not in allowed]
+            if wrong:
+                raise unknown(f"argument of {name}", wrong[0], allowed) from None
+            raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(allowed)}.") from None
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Undo what is registered inside the block (for tests: registries are process-global)."""
+        things, origins = dict(self._things), dict(self._origins)
+        try:
+            yield
+        finally:
+            self._things, self._origins = things, origins
+
+
+def parse_call(text: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """Split `Name(a=1, b=8/255)` into its name and its arguments, without running anything."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            return node.func.id, {str(k.arg): _literal(k.value) for k in node.keywords if k.arg}
+    except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
+        pass
+    raise GeophoneError(f"cannot read the {kind} {text!r}: write it as Name or Name(field=number), such as LinfPGD(eps=8/255).")
+
+
+def _literal(node: ast.expr) -> Any:
+    """A literal, or a quotient or product of two numbers (`8/255`)."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
+        left, right = _literal(node.left), _literal(node.right)
+        return left / right if isinstance(node.op, ast.Div) else left * right
+    return ast.literal_eval(node)
+
+
+DATASETS: Registry[Callable[..., Any]] = Registry("data set", "data")
+MODELS: Registry[Callable[..., Any]] = Registry("model", "models")
+RECIPES: Registry[Callable[..., Any]] = Registry("recipe", "recipes")
+PERTURBATIONS: Registry[Callable[..., Any]] = Registry("perturbation", "perturbations")
+METRICS: Registry[Any] = Registry("metric", "metrics")
+STUDIES: Registry[Callable[..., Any]] = Registry("study", "studies")
+REGISTRIES = {r.plural: r for r in (DATASETS, MODELS, RECIPES, PERTURBATIONS, METRICS, STUDIES)}
+
+_loading: list[str] = []
+_loaded: dict[Path, Any] = {}
+
+
+def load_file(path: Path, kind: str) -> Any:
+    """Import a user's Python file once, and return the module. What it registers is marked as its own.
+
+    Raises:
+        GeophoneError: the file is missing, or fails while it is imported.
+    """
+    path = path.resolve()
+    if path in _loaded:
+        return _loaded[path]
+    if not path.is_file():
+        raise GeophoneError(f"no {kind} file at {path}. Give the path of a Python file.")
+    name = f"geophone_user_{path.stem}_{abs(hash(path)):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise GeophoneError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _loading.append(path.name)
+    try:
+        spec.loader.exec_module(module)
+    except GeophoneError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise GeophoneError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    finally:
+        _loading.pop()
+    _loaded[path] = module
+    return module
+
+
+def load_plugin(path: Path) -> Any:
+    """Load a plug-in: one Python file that registers metrics, perturbations, recipes, models, data sets or studies."""
+    return load_file(path, "plug-in")
+
+
+def load_entry_points() -> None:
+    """Load the plug-ins that installed distributions announce under the entry point group `geophone.plugins`."""
+    for point in entry_points(group="geophone.plugins"):
+        _loading.append(point.dist.name if point.dist else point.name)
+        try:
+            point.load()
+        finally:
+            _loading.pop()

@@ -1,0 +1,94 @@
+"""The one table: long, typed, append-only. Everything that Geophone finds out is a row of it.
+
+    job, dataset, model, recipe, seed, epoch | family, perturbation, level | layer, depth, other | metric, unit | value, low, high, n, d | note
+
+- `perturbation` is "clean" with level 0 for the unperturbed images; `family` is clean, noise, corruption or attack.
+- `layer` is null for what belongs to the whole network; `depth` is the layer's place in the order of execution, from 0.
+- `other` names the second stream of a comparison: "clean" when responses to perturbed images are compared with clean ones.
+- `unit` is null unless the value belongs to one unit (channel) of the layer.
+- `low` and `high` bound a 95 % interval where the metric has one.
+- `n` examples and `d` units went into the value: half of these estimators are biased in n/d.
+- An undefined value is null, never 0, and `note` says why.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from geophone.errors import GeophoneError
+from geophone.files import replacing
+
+SCHEMA: dict[str, Any] = {
+    "job": pl.String,
+    "dataset": pl.String,
+    "model": pl.String,
+    "recipe": pl.String,
+    "seed": pl.Int64,
+    "epoch": pl.Int64,
+    "family": pl.String,
+    "perturbation": pl.String,
+    "level": pl.Float64,
+    "layer": pl.String,
+    "depth": pl.Int64,
+    "other": pl.String,
+    "metric": pl.String,
+    "unit": pl.Int64,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n": pl.Int64,
+    "d": pl.Int64,
+    "note": pl.String,
+}
+
+KEYS = [
+    *("job", "dataset", "model", "recipe", "seed", "epoch", "family", "perturbation", "level"),
+    *("depth", "layer", "other", "metric", "unit"),
+]
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Rows as a table: missing columns are null, NaN becomes null, infinities are an error.
+
+    Raises:
+        GeophoneError: a column is not of the table.
+    """
+    made = pl.DataFrame(list(rows), schema=SCHEMA, orient="row", strict=True)
+    return made.with_columns(pl.col("value", "low", "high").fill_nan(None))
+
+
+def empty() -> pl.DataFrame:
+    """A table without rows."""
+    return pl.DataFrame(schema=SCHEMA)
+
+
+def write(table: pl.DataFrame, path: Path) -> None:
+    """Write one shard, whole or not at all."""
+    with replacing(path) as temporary:
+        table.select(list(SCHEMA)).write_parquet(temporary, compression="zstd")
+
+
+def read(path: Path) -> pl.DataFrame:
+    """Read a table: one Parquet file, or every `*.parquet` shard of a folder, in the order of `KEYS`.
+
+    Raises:
+        GeophoneError: nothing is there, a shard is corrupt, or it has other columns.
+    """
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not shards or not all(shard.is_file() for shard in shards):
+        raise GeophoneError(f"no table at {path}. A study or scan writes one; `geophone run demo` makes an example.")
+    return pl.concat([_read_shard(shard) for shard in shards]).sort(KEYS, nulls_last=False, maintain_order=True)
+
+
+def _read_shard(path: Path) -> pl.DataFrame:
+    try:
+        shard = pl.read_parquet(path, use_pyarrow=False, glob=False)
+    except Exception as error:  # polars raises many kinds, some of them its own panics
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GeophoneError(f"the table shard {path} is corrupt ({reason}). Delete it and run the same command again.") from None
+    if dict(shard.schema) != SCHEMA:
+        wrong = sorted(set(shard.columns) ^ set(SCHEMA)) or "types"
+        raise GeophoneError(f"the table shard {path} has other columns than this version writes ({wrong}). Run the study anew.")
+    return shard

@@ -1,0 +1,110 @@
+"""The words that every room shares: what a batch, a perturbation and a recipe are."""
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from geophone.rng import Draws
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few examples of one stream: images, or the responses of one layer to them.
+
+    Attributes:
+        x: What the stream carries, examples first: images `[n, c, h, w]`, responses `[n, d]`, logits `[n, k]`.
+        y: Class labels `[n]`, int64.
+        index: Position of each example in its data set `[n]`, int64. Randomness is keyed by it, so results do not
+            depend on batch size or order.
+    """
+
+    x: Tensor
+    y: Int[Tensor, " n"]
+    index: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def with_x(self, x: Tensor) -> "Batch":
+        """The same examples with something else in `x`."""
+        return Batch(x, self.y, self.index)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two aligned streams: row i of `a` and row i of `b` come from the same example.
+
+    Attributes:
+        a: `[n, p]`, by convention the responses to the clean images.
+        b: `[n, q]`, by convention the responses to the perturbed ones.
+    """
+
+    a: Float[Tensor, "n p"]
+    b: Float[Tensor, "n q"]
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+
+@runtime_checkable
+class Perturbation(Protocol):
+    """Noise, corruption and attack are one thing: a frozen dataclass, hyper-parameters as fields, data in the call.
+
+    The class attribute `level` names the field that says how strong it is, and `levels` are its default strengths.
+    """
+
+    level: ClassVar[str]
+    levels: ClassVar[tuple[float, ...]]
+    family: ClassVar[str]
+
+    def __call__(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """Perturbed images: same shape, in [0, 1]; the same `(x, rng)` always gives the same result."""
+        ...
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """How a batch becomes a loss. The training loop never changes."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws) -> Tensor:
+        """A scalar to minimise."""
+        ...
+
+
+def describe(thing: Any, omit: tuple[str, ...] = ()) -> str:
+    """A dataclass as the shortest code that makes it: fields at their defaults are left out.
+
+    >>> describe(LinfPGD(eps=0.1, steps=20))
+    'LinfPGD(eps=0.1, steps=20)'
+    """
+    parts = []
+    for field in fields(thing):
+        value = getattr(thing, field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if field.name not in omit and value != default:
+            parts.append(f"{field.name}={value!r}")
+    return f"{type(thing).__name__}({', '.join(parts)})" if parts else type(thing).__name__
+
+
+def level_of(perturbation: Perturbation) -> float:
+    """How strong a perturbation is: the value of the field that its class calls its level."""
+    return float(getattr(perturbation, perturbation.level))
+
+
+def family_name(perturbation: Perturbation) -> str:
+    """A perturbation's name without its level, as the table has it: `LinfPGD(steps=20)`."""
+    return describe(perturbation, omit=(perturbation.level,))
+
+
+def device_of(model: Model) -> torch.device:
+    """The device of a model's first parameter or buffer; the CPU for a plain function."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")

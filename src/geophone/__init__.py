@@ -1,1 +1,55 @@
-"""Geophone."""
+"""Geophone: shake a network's input, record how the disturbance travels, read why the network holds or breaks.
+
+>>> import geophone
+>>> geophone.scan(my_model, "fashion_mnist_mini", "GaussianNoise, LinfPGD", out="report.html")
+>>> rows = geophone.measure(my_model, (images, labels), geophone.grid("LinfPGD(eps=8/255)"))
+>>> for batch in geophone.record(my_model, geophone.load("mnist").test.batches(256), ["layer*.relu*"]): ...
+"""
+
+from geophone.data import ImageData, Split, load
+from geophone.errors import GeophoneError
+from geophone.measure import measure
+from geophone.metrics import Metric, Undefined, metric
+from geophone.models import load_model
+from geophone.perturb import grid
+from geophone.record import record, tap
+from geophone.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES, load_plugin
+from geophone.relate import relate
+from geophone.report import write_report
+from geophone.scan import Scan, scan
+from geophone.study import Job, run_study, study
+from geophone.train import Training, fit
+from geophone.types import Batch, Pair
+
+__version__ = "0.1.0"
+__all__ = [
+    "DATASETS",
+    "METRICS",
+    "MODELS",
+    "PERTURBATIONS",
+    "RECIPES",
+    "Batch",
+    "GeophoneError",
+    "ImageData",
+    "Job",
+    "Metric",
+    "Pair",
+    "Scan",
+    "Split",
+    "Training",
+    "Undefined",
+    "fit",
+    "grid",
+    "load",
+    "load_model",
+    "load_plugin",
+    "measure",
+    "metric",
+    "record",
+    "relate",
+    "run_study",
+    "scan",
+    "study",
+    "tap",
+    "write_report",
+]

@@ -23,7 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
     except OSError as error:
-        raise GeophoneError(f"cannot write in {folder}: {error.strerror}. Choose a folder that you may write to.") from None
+        raise GeophoneError(
+            f"cannot write in {folder}: {error.strerror}. Choose a folder that you may write to."
+        ) from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -41,7 +43,9 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GeophoneError(f"cannot make the folder {folder}: {error.strerror}. Choose one that you may write to.") from None
+        raise GeophoneError(
+            f"cannot make the folder {folder}: {error.strerror}. Choose one that you may write to."
+        ) from None
     if not os.access(folder, os.W_OK):
         raise GeophoneError(f"cannot write in {folder}: permission denied. Choose a folder that you may write to.")
     return folder

@@ -31,7 +31,7 @@ class Registry(Generic[T]):
         origin = _loading[-1] if _loading else "geophone"
         if name in self._things and self._origins[name] != origin:
             raise GeophoneError(
-                f"the {self.kind} {name!r} of {origin} is already there, from {self._origins[name]}. Give it another name."
+                f"the {self.kind} {name!r} of {origin} is already there, from {self._origins[name]}: rename it."
             )
         self._things[name] = thing
         self._origins[name] = origin
@@ -65,25 +65,32 @@ class Registry(Generic[T]):
 
     def summary(self, name: str) -> str:
         """The first line of a thing's docstring."""
-        text = inspect.getdoc(self[name]) or getattr(self[name], "doc", "")
+        text = getattr(self[name], "doc", None) or inspect.getdoc(self[name])
         return text.splitlines()[0] if text else ""
 
-    def build(self, text: str) -> Any:
+    def build(self, text: str, **more: Any) -> Any:
         """A thing from code such as `LinfPGD(eps=8/255, steps=20)`: a registered name and plain literals, never run.
+
+        Args:
+            text: The code.
+            more: Further arguments, of any kind.
 
         Raises:
             GeophoneError: the name is not registered, the arguments are not literals or are not the thing's.
         """
         name, arguments = parse_call(text, self.kind)
-        made = self[name]
+        arguments |= more
+        made: Any = self[name]
+        signature = inspect.signature(made)
         try:
-            return made(**arguments)  # type: ignore[operator]
+            signature.bind(**arguments)
         except TypeError:
-            allowed = [p.name for p in inspect.signature(made).parameters.values()]  # type: ignore[arg-type]
-            wrong = [k for k in arguments if k not in allowed]
+            wrong = [k for k in arguments if k not in signature.parameters]
             if wrong:
-                raise unknown(f"argument of {name}", wrong[0], allowed) from None
-            raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(allowed)}.") from None
+                raise unknown(f"argument of {name}", wrong[0], signature.parameters) from None
+            raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(signature.parameters)}.") from None
+        floats = {k for k, p in signature.parameters.items() if p.annotation in (float, float | None)}
+        return made(**{k: float(v) if k in floats and isinstance(v, int) else v for k, v in arguments.items()})
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -102,10 +109,18 @@ def parse_call(text: str, kind: str) -> tuple[str, dict[str, Any]]:
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return node.func.id, {str(k.arg): _literal(k.value) for k in node.keywords if k.arg}
+            return node.func.id, {_named(k.arg): _literal(k.value) for k in node.keywords}
     except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
         pass
-    raise GeophoneError(f"cannot read the {kind} {text!r}: write it as Name or Name(field=number), such as LinfPGD(eps=8/255).")
+    raise GeophoneError(
+        f"cannot read the {kind} {text!r}: write it as Name or Name(field=number), such as LinfPGD(eps=8/255)."
+    )
+
+
+def _named(argument: str | None) -> str:
+    if argument is None:
+        raise ValueError("** is not a literal")
+    return argument
 
 
 def _literal(node: ast.expr) -> Any:

@@ -1,10 +1,11 @@
 """The one table: long, typed, append-only. Everything that Geophone finds out is a row of it.
 
-    job, dataset, model, recipe, seed, epoch | family, perturbation, level | layer, depth, other | metric, unit | value, low, high, n, d | note
+    job, dataset, model, recipe, seed, epoch | family, perturbation, level | layer, depth, other | metric, unit
+    | value, low, high, n, d | note
 
 - `perturbation` is "clean" with level 0 for the unperturbed images; `family` is clean, noise, corruption or attack.
 - `layer` is null for what belongs to the whole network; `depth` is the layer's place in the order of execution, from 0.
-- `other` names the second stream of a comparison: "clean" when responses to perturbed images are compared with clean ones.
+- `other` names the second stream of a comparison: "clean" where responses to perturbed images are compared to clean.
 - `unit` is null unless the value belongs to one unit (channel) of the layer.
 - `low` and `high` bound a 95 % interval where the metric has one.
 - `n` examples and `d` units went into the value: half of these estimators are biased in n/d.
@@ -87,8 +88,12 @@ def _read_shard(path: Path) -> pl.DataFrame:
         shard = pl.read_parquet(path, use_pyarrow=False, glob=False)
     except Exception as error:  # polars raises many kinds, some of them its own panics
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GeophoneError(f"the table shard {path} is corrupt ({reason}). Delete it and run the same command again.") from None
+        raise GeophoneError(
+            f"the table shard {path} is corrupt ({reason}). Delete it and run the same command again."
+        ) from None
     if dict(shard.schema) != SCHEMA:
         wrong = sorted(set(shard.columns) ^ set(SCHEMA)) or "types"
-        raise GeophoneError(f"the table shard {path} has other columns than this version writes ({wrong}). Run the study anew.")
+        raise GeophoneError(
+            f"the table shard {path} has other columns than this version writes ({wrong}). Run the study anew."
+        )
     return shard

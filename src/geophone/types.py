@@ -1,6 +1,7 @@
 """The words that every room shares: what a batch, a perturbation and a recipe are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -88,7 +89,8 @@ def describe(thing: Any, omit: tuple[str, ...] = ()) -> str:
         value = getattr(thing, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if field.name not in omit and value != default:
-            parts.append(f"{field.name}={value!r}")
+            whole = isinstance(value, float) and value.is_integer()
+            parts.append(f"{field.name}={int(value) if whole else value!r}")
     return f"{type(thing).__name__}({', '.join(parts)})" if parts else type(thing).__name__
 
 
@@ -108,3 +110,16 @@ def device_of(model: Model) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The network in eval mode inside the block; every module's own mode is restored after it."""
+    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,276 @@
+"""The command line."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import geophone
+from geophone.errors import GeophoneError, unknown
+from geophone.record import REDUCTIONS
+from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
+from geophone.report import write_report
+from geophone.scan import DEFAULT_PERTURBATIONS, scan
+from geophone.study import find_study, ray_executor, run_study
+from geophone.study.studies import SIZES
+
+
+class Names(click.Command):
+    """A command whose help ends with what is registered, plug-ins included."""
+
+    shows: tuple[Registry[Any], ...] = ()
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the names under the options."""
+        super().format_epilog(ctx, formatter)
+        for registry in self.shows:
+            with formatter.section(registry.plural.capitalize()):
+                formatter.write_dl([(name, registry.summary(name)) for name in registry])
+
+
+class ScanHelp(Names):
+    """`scan` shows the perturbations."""
+
+    shows = (PERTURBATIONS,)
+
+
+class RunHelp(Names):
+    """`run` shows the studies."""
+
+    shows = (STUDIES,)
+
+
+def _load(_ctx: click.Context, _param: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    for file in files:
+        load_plugin(file)
+    return files
+
+
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=_load,
+    metavar="FILE",
+    help="A Python file that registers metrics, perturbations, recipes, models, data or studies. May be repeated.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(geophone.__version__, prog_name="geophone")
+def cli() -> None:
+    """Shake a network's input, record every layer, and read from the inner geometry why it holds or breaks.
+
+    \b
+    Start with:
+      geophone run demo                       train, shake, record, measure, relate, report (minutes)
+      geophone scan my.py:model my_images/    diagnose a network that you have
+      geophone list perturbations             what there is to shake with
+    """
+
+
+@cli.command(cls=RunHelp)
+@click.argument("study")
+@click.option("--size", default="demo", show_default=True, metavar="|".join(SIZES), help="How much of the study.")
+@click.option("--seeds", metavar="N,N,…", help="Seeds, such as 0,1,2; default those of the size.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/STUDY-SIZE]")
+@click.option(
+    "--executor",
+    type=click.Choice(["process", "ray"]),
+    default="process",
+    show_default=True,
+    help="Where jobs run: on this machine, or on Ray (the cluster at $RAY_ADDRESS if set; extra `ray`).",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs at the same time.")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads per job.  [default: all cores / workers]")
+@click.option("--device", default="cpu", show_default=True, help="Where networks run, such as cuda.")
+@plugin_option
+def run(
+    study: str,
+    size: str,
+    seeds: str | None,
+    out: Path | None,
+    executor: str,
+    workers: int,
+    threads: int | None,
+    device: str,
+    plugins: tuple[Path, ...],
+) -> None:
+    """Run STUDY: train its networks, shake, record, measure, relate, and write a report.
+
+    STUDY is a name from `geophone list studies` or a Python file that registers one. Interrupted at any moment, the
+    same command continues and ends with the same table.
+    """
+    name, made = find_study(study, size, _seeds(seeds))
+    folder = out or Path("runs") / f"{name}-{size}"
+    files = (*plugins, *([Path(study.partition(".py")[0] + ".py")] if ".py" in study else []))
+    with _executor(executor, workers) as pool, _bars() as bars:
+        total = bars.add_task(f"{name} ({size})", total=None)
+        stage = bars.add_task("", total=None, visible=executor == "process" and workers == 1)
+        run_study(
+            made,
+            folder,
+            name=name,
+            executor=pool,
+            threads=threads if threads or workers == 1 else max(1, _cores() // workers),
+            device=device,
+            plugins=files,
+            progress=lambda what, done, steps: bars.update(stage, description=what, completed=done, total=steps),
+            finished=lambda done, jobs: bars.update(total, completed=done, total=jobs),
+        )
+        bars.update(stage, description="writing the report", completed=None, total=None)
+        page = write_report(folder)
+    click.echo(str(page))
+
+
+@cli.command("scan", cls=ScanHelp)
+@click.argument("model")
+@click.argument("data")
+@click.option(
+    "--factory", metavar="F", help="What makes the network of a weights file: file.py:function or a model's name."
+)
+@click.option("--layers", help="Layer names or patterns, separated by commas, such as 'layer*.relu*'.")
+@click.option(
+    "--perturb", default=DEFAULT_PERTURBATIONS, show_default=True, help="Names, families or calls, by commas."
+)
+@click.option("--images", type=click.IntRange(1), help="How many images, class-balanced.  [default: all]")
+@click.option("--reduce", type=click.Choice(list(REDUCTIONS)), default="spatial_mean", show_default=True,
+              help="What a unit is: a channel, a feature of the last axis, or every position.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Keys everything random.")
+@click.option("--device", help="Where the network runs, such as cuda.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The report."
+)
+@plugin_option
+def scan_command(
+    model: str,
+    data: str,
+    factory: str | None,
+    layers: str | None,
+    perturb: str,
+    images: int | None,
+    reduce: str,
+    batch_size: int,
+    seed: int,
+    device: str | None,
+    out: Path,
+    plugins: tuple[Path, ...],
+) -> None:
+    """Diagnose MODEL on DATA in one page: accuracy under every perturbation, and what happens layer by layer.
+
+    \b
+    MODEL  file.py:factory                a function that returns a torch.nn.Module
+           weights.safetensors or .pt     with --factory
+           runs/demo-demo/jobs/ID         a network that a study trained
+           timm:NAME, torchvision:NAME    extras `timm`, `torchvision`
+    DATA   a name from `geophone list data`, an .npz file, or a folder of images
+
+    The network takes images in [0, 1] and returns logits; normalisation is its first layer.
+    """
+    with _bars() as bars:
+        task = bars.add_task("scanning", total=None)
+        found = scan(
+            model,
+            data,
+            perturb,
+            layers.split(",") if layers else None,
+            out,
+            factory=factory,
+            images=images,
+            device=device,
+            batch_size=batch_size,
+            reduce=REDUCTIONS[reduce],
+            seed=seed,
+            progress=lambda done, steps: bars.update(task, completed=done, total=steps),
+        )
+    for problem in found.problems:
+        click.echo(f"warning: {problem}", err=True)
+    click.echo(str(found.report))
+
+
+@cli.command("list")
+@click.argument("kind", metavar=f"[{'|'.join(REGISTRIES)}]", required=False)
+@plugin_option
+def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
+    """List what is registered, plug-ins included: data, models, recipes, perturbations, metrics or studies."""
+    if kind is not None and kind not in REGISTRIES:
+        raise unknown("kind", kind, REGISTRIES)
+    for registry in [REGISTRIES[kind]] if kind else REGISTRIES.values():
+        table = Table(title=registry.plural.capitalize(), title_justify="left", box=None, pad_edge=False)
+        for column, style in ((registry.kind, "bold"), ("what it is", ""), ("from", "dim")):
+            table.add_column(column, style=style, overflow="fold")
+        for name in registry:
+            table.add_row(name, registry.summary(name), registry.origin(name))
+        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: FOLDER/report.html]")
+def report(folder: Path, out: Path | None) -> None:
+    """Write the report of a study's FOLDER anew from its table."""
+    click.echo(str(write_report(folder, out)))
+
+
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise GeophoneError(f"cannot read the seeds {text!r}: write whole numbers, such as 0,1,2.") from None
+
+
+def _cores() -> int:
+    return get_context().cpu_count()
+
+
+def _executor(kind: str, workers: int) -> AbstractContextManager[Executor | None]:
+    if kind == "ray":
+        return ray_executor(workers)
+    if workers > 1:
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return nullcontext()
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """Progress bars with the remaining time, on standard error."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield bars
+
+
+def main(arguments: list[str] | None = None, leave: Callable[[int], Any] = sys.exit) -> None:
+    """Run the command line. Bad input gives one line on standard error and exit code 2."""
+    try:
+        load_entry_points()
+        code = cli.main(arguments, prog_name="geophone", standalone_mode=False)
+        leave(code if isinstance(code, int) else 0)
+    except GeophoneError as error:
+        click.echo(f"geophone: {error}", err=True)
+        leave(2)
+    except click.ClickException as error:
+        error.show()
+        leave(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("geophone: interrupted. The same command continues where it stopped.", err=True)
+        leave(130)

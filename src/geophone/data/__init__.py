@@ -1,0 +1,30 @@
+"""Data sets: uint8 images with fixed, seeded train, validation and test parts.
+
+>>> data = load("fashion_mnist_mini")
+>>> for batch in data.test.batches(256): ...
+"""
+
+from geophone.data.arrays import fashion_mnist_mini, npz
+from geophone.data.artificial import synthetic
+from geophone.data.augment import crop_flip
+from geophone.data.catalogue import as_split, load
+from geophone.data.cifar import cifar10, cifar100
+from geophone.data.folders import imagefolder
+from geophone.data.idx import fashion_mnist, mnist
+from geophone.data.split import ImageData, Split
+
+__all__ = [
+    "ImageData",
+    "Split",
+    "as_split",
+    "cifar10",
+    "cifar100",
+    "crop_flip",
+    "fashion_mnist",
+    "fashion_mnist_mini",
+    "imagefolder",
+    "load",
+    "mnist",
+    "npz",
+    "synthetic",
+]

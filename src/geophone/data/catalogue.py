@@ -1,0 +1,63 @@
+"""Data by name or path."""
+
+from pathlib import Path
+from typing import Any
+
+from geophone.data.arrays import npz
+from geophone.data.folders import imagefolder
+from geophone.data.split import ImageData, Split, make_split
+from geophone.errors import GeophoneError, unknown
+from geophone.registry import DATASETS
+
+
+def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageData:
+    """A data set by its registered name, as code such as `synthetic(classes=10)`, or by the path of a file or folder.
+
+    A string that is a registered name goes before a file of that name; `./mnist` or a `Path` is always a path.
+
+    Args:
+        name_or_path: `geophone list data` shows the names. A path is an `.npz` file (see `npz`) or a folder of images
+            (see `imagefolder`).
+        root: Folder in which a named data set is looked for first, before `$GEOPHONE_DATA`, the user's cache and the
+            system's folders.
+
+    Raises:
+        GeophoneError: no such name or path, or files that are missing or broken.
+    """
+    if isinstance(name_or_path, str) and name_or_path.partition("(")[0].strip() in DATASETS:
+        return DATASETS.build(name_or_path) if root is None else DATASETS.build(name_or_path, root=root)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return imagefolder(path)
+    if path.suffix == ".npz":
+        return npz(path)
+    if path.exists():
+        raise GeophoneError(f"{path} is neither an .npz file nor a folder of images; give one of these, or a name.")
+    raise unknown("data set", str(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images.")
+
+
+def as_split(data: Any, classes: int | None = None) -> Split:
+    """Checked examples from whatever a user has.
+
+    Args:
+        data: A split; a data set, or the name or path of one (its test part); or a pair of images and labels, tensors
+            or arrays: uint8 or floats in [0, 1], `[n, c, h, w]`, `[n, h, w]` or `[n, h, w, c]`, and integers `[n]`.
+        classes: How many classes the network has, if known: labels must be below.
+
+    Raises:
+        GeophoneError: something else, images outside [0, 1], NaN, labels that are not integers or out of range, lengths
+            that differ, no examples.
+    """
+    if isinstance(data, str | Path):
+        data = load(data)
+    if isinstance(data, ImageData):
+        return make_split(data.test.x, data.test.y, f"{data.name}, test part", data.test.index, classes)
+    if isinstance(data, Split):
+        return make_split(data.x, data.y, "the split", data.index, classes)
+    if isinstance(data, tuple | list) and len(data) == 2:
+        x, y = data
+        return make_split(x, y, "the data", classes=classes)
+    raise GeophoneError(
+        f"data of the type {type(data).__name__} can't be read; "
+        "allowed are a data set's name or path, an ImageData, a Split, or a pair (images, labels)."
+    )

@@ -1,0 +1,124 @@
+"""How many directions the responses use."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from geophone.metrics.metric import Metric, Undefined, metric
+from geophone.registry import METRICS
+from geophone.stats import Displacement, Moments
+
+PERCENTS = (90, 95, 99)
+
+
+def components(moments: Moments, share: float) -> int:
+    """Smallest number of principal components that hold `share` of the variance; 0 when nothing varies.
+
+    Raises:
+        Undefined: fewer than two examples.
+    """
+    if moments.n < 2:
+        raise Undefined("needs at least two images")
+    if moments.constant:
+        return 0
+    held = moments.spectrum.cumsum(0)
+    # 1e-12: the sum of d float64 eigenvalues is known no better, and a share that is met exactly counts as met.
+    return int(torch.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1
+
+
+@metric(Moments)
+def participation_ratio(moments: Moments) -> float:
+    """Participation ratio (Σλ)² / Σλ² of the sample covariance's eigenvalues. In [1, min(d, n - 1)].
+
+    Biased down when n is not much larger than d: see `participation_ratio_corrected`.
+
+    Raises:
+        Undefined: the responses do not vary.
+
+    References:
+        Gao et al. 2017, doi:10.1101/214262.
+    """
+    _check_varies(moments, 2)
+    return float(moments.trace**2 / moments.scatter.square().sum())
+
+
+@metric(Moments)
+def participation_ratio_corrected(moments: Moments) -> float:
+    """Participation ratio with unbiased estimates of (tr Σ)² and tr Σ² in place of the plug-in ones.
+
+    With S the sample covariance and Q = Σ|u|⁴/(n - 1), for any distribution with four moments,
+
+        tr Σ²  ≈ (n-1)/(n(n-2)(n-3)) · [(n-1)(n-2) tr S² + (tr S)² - nQ]
+        (tr Σ)² ≈ (n-1)/(n(n-2)(n-3)) · [2 tr S² + (n²-3n+1)(tr S)² - nQ]
+
+    Both are unbiased; their ratio is nearly so, and can leave [1, d] when n is small.
+
+    Raises:
+        Undefined: fewer than four examples, no variation, or an estimate of tr Σ² that is not positive.
+
+    References:
+        Himeno & Yamada 2014, doi:10.1016/j.jmva.2014.04.021.
+    """
+    _check_varies(moments, 4)
+    squared_trace, trace_of_square = unbiased_traces(moments)
+    if trace_of_square <= 0:
+        raise Undefined(f"too few images ({moments.n}) to estimate the covariance's spread over {moments.d} units")
+    return squared_trace / trace_of_square
+
+
+def unbiased_traces(moments: Moments) -> tuple[float, float]:
+    """Unbiased estimates of (tr Σ)² and tr Σ² from at least four examples; see `participation_ratio_corrected`."""
+    n = moments.n
+    trace = float(moments.trace) / (n - 1)
+    square = float(moments.scatter.square().sum()) / (n - 1) ** 2
+    fourth = float(moments.fourth) / (n - 1)
+    scale = (n - 1) / (n * (n - 2) * (n - 3))
+    return (
+        scale * (2 * square + (n * n - 3 * n + 1) * trace**2 - n * fourth),
+        scale * ((n - 1) * (n - 2) * square + trace**2 - n * fourth),
+    )
+
+
+def _check_varies(moments: Moments, least: int) -> None:
+    if moments.n < least:
+        raise Undefined(f"needs at least {least} images, has {moments.n}")
+    if moments.constant:
+        raise Undefined("the responses do not vary")
+
+
+def _family(name: str, statistic: type, compute: Callable[..., float], doc: str) -> dict[int, Metric]:
+    """Register one metric for each share of the variance; `pca_dim[95]` is the one for 95 %."""
+    made = {}
+    for percent in PERCENTS:
+        one = Metric(
+            f"{name}_{percent}", statistic, partial(compute, share=percent / 100), doc=doc.format(percent=percent)
+        )
+        made[percent] = METRICS.add(one.name, one)
+    return made
+
+
+pca_dim = _family(
+    "pca_dim",
+    Moments,
+    lambda moments, share: float(components(moments, share)),
+    "Number of principal components that hold {percent} % of the variance. In [0, min(d, n - 1)].",
+)
+pca_fraction = _family(
+    "pca_fraction",
+    Moments,
+    lambda moments, share: components(moments, share) / moments.d,
+    "Number of principal components that hold {percent} % of the variance, over the number of units. In [0, 1].",
+)
+difference_dim = _family(
+    "difference_dim",
+    Displacement,
+    lambda displacement, share: float(components(displacement.shift, share)),
+    "Principal components for {percent} % of the variance of (perturbed - clean) responses. In [0, min(d, n - 1)].",
+)
+difference_fraction = _family(
+    "difference_fraction",
+    Displacement,
+    lambda displacement, share: components(displacement.shift, share) / displacement.d,
+    "Principal components for {percent} % of the variance of (perturbed - clean) responses, over units. In [0, 1].",
+)

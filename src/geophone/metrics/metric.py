@@ -1,0 +1,110 @@
+"""What a metric is, and how one is registered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geophone.errors import GeophoneError
+from geophone.registry import METRICS
+from geophone.types import Batch, Pair
+
+
+class Undefined(GeophoneError):
+    """The metric has no value here; the message says why. The table gets null and that reason."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A pure function of one statistic, with what the table and the report need to know of it.
+
+    Attributes:
+        name: The literature's name; unique in the registry.
+        statistic: The class of statistic that it reads.
+        compute: From a statistic to a number, or to one number per unit, `[d]`.
+        per_unit: Whether there is one number per unit. A layer's value is then the mean over units, and the whole
+            network's the mean over layers.
+        shuffled: Whether it reads responses whose labels were shuffled over the data set: a finite-sample floor.
+        interval: From the statistic to the bounds of a 95 % interval, where there is one.
+        doc: What it is; the first line is what `geophone list metrics` shows.
+    """
+
+    name: str
+    statistic: type[Any]
+    compute: Callable[[Any], Any]
+    per_unit: bool = False
+    shuffled: bool = False
+    interval: Callable[[Any], tuple[float, float]] | None = None
+    doc: str = ""
+
+    @property
+    def reads(self) -> str:
+        """What the statistic reads: "responses", "logits" or "pair"."""
+        return self.statistic.reads
+
+    def __call__(self, *data: Any) -> Any:
+        """The metric of a statistic, or of plain tensors: `(x)` or `(x, y)`, or `(a, b)` for a comparison.
+
+        Args:
+            data: A statistic of the right class; or responses `[n, d]` and, where the metric needs them, labels
+                `[n]`; or two aligned matrices `[n, p]` and `[n, q]`.
+
+        Raises:
+            Undefined: there is no value for these data.
+        """
+        if len(data) == 1 and isinstance(data[0], self.statistic):
+            return self.compute(data[0])
+        return self.compute(self.statistic.of(_pack(self.name, self.reads, data)))
+
+    def __repr__(self) -> str:
+        return f"<metric {self.name}>"
+
+
+def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
+    """Plain tensors as what a statistic reads, checked."""
+    tensors = [torch.as_tensor(part) for part in data]
+    wanted = (
+        "two aligned matrices [n, p] and [n, q]" if reads == "pair" else f"{reads} [n, d] and, if needed, labels [n]"
+    )
+    if not tensors or len(tensors) > 2 or tensors[0].ndim != 2:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors) or "nothing"
+        raise GeophoneError(f"{name} takes {wanted}; it was given {shapes}.")
+    x = tensors[0]
+    if len({len(t) for t in tensors}) != 1:
+        raise GeophoneError(f"{name} takes {wanted}; the lengths differ: {[len(t) for t in tensors]}.")
+    if not all(bool(t.isfinite().all()) for t in tensors):
+        raise GeophoneError(f"{name}: the data have NaN or infinite values. Remove those rows, or mend what made them.")
+    if reads == "pair":
+        if len(tensors) != 2 or tensors[1].ndim != 2:
+            raise GeophoneError(f"{name} takes {wanted}.")
+        return Pair(x, tensors[1])
+    if len(tensors) == 1:
+        return Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)))
+    y: Tensor = tensors[1]
+    if y.is_floating_point() or y.ndim != 1 or bool((y < 0).any()):
+        raise GeophoneError(f"{name}: labels must be integers ≥ 0 of shape [n].")
+    return Batch(x, y.long(), torch.arange(len(x)))
+
+
+def metric(
+    statistic: type[Any],
+    *,
+    name: str = "",
+    per_unit: bool = False,
+    shuffled: bool = False,
+    interval: Callable[[Any], tuple[float, float]] | None = None,
+) -> Callable[[Callable[[Any], Any]], Metric]:
+    """Decorator: register a function of one statistic as a metric.
+
+    >>> @metric(Moments)
+    ... def total_variance(m: Moments) -> float:
+    ...     return float(m.trace / (m.n - 1))
+    """
+
+    def register(compute: Callable[[Any], Any]) -> Metric:
+        made = Metric(name or compute.__name__, statistic, compute, per_unit, shuffled, interval, compute.__doc__ or "")
+        return METRICS.add(made.name, made)
+
+    return register

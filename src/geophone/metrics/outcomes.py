@@ -1,0 +1,48 @@
+"""How well the network answers."""
+
+from math import sqrt
+
+from geophone.metrics.metric import Undefined, metric
+from geophone.stats import Outcomes
+
+_Z = 1.959963984540054  # the 97.5 % point of the standard normal
+
+
+def wilson(outcomes: Outcomes) -> tuple[float, float]:
+    """Wilson's 95 % score interval for a share of n independent answers.
+
+    References:
+        Wilson 1927, doi:10.1080/01621459.1927.10502953.
+    """
+    n, p = outcomes.n, accuracy.compute(outcomes)
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _margin_interval(outcomes: Outcomes) -> tuple[float, float]:
+    """Normal 95 % interval of the mean margin."""
+    n, mean = outcomes.n, margin.compute(outcomes)
+    if n < 2:
+        raise Undefined("one image has no spread")
+    variance = max(0.0, (float(outcomes.margin_square.sum()) - n * mean**2) / (n - 1))
+    half = _Z * sqrt(variance / n)
+    return mean - half, mean + half
+
+
+@metric(Outcomes, interval=wilson)
+def accuracy(outcomes: Outcomes) -> float:
+    """Share of images classified right (top-1). In [0, 1], with Wilson's 95 % interval."""
+    return float(outcomes.correct.sum()) / outcomes.n
+
+
+@metric(Outcomes, interval=_margin_interval)
+def margin(outcomes: Outcomes) -> float:
+    """Mean of the right logit minus the largest other one, in logits. Positive where the answer is right."""
+    return float(outcomes.margin.sum()) / outcomes.n
+
+
+@metric(Outcomes)
+def loss(outcomes: Outcomes) -> float:
+    """Mean cross-entropy, in nats."""
+    return float(outcomes.loss.sum()) / outcomes.n

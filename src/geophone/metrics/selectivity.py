@@ -1,0 +1,58 @@
+"""How much units prefer one class."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from geophone.metrics.metric import Undefined, metric
+from geophone.stats import ClassMeans
+
+EPS = 1e-7
+
+
+def selectivity_of_means(mean: Float[Tensor, "k d"]) -> Float[Tensor, " d"]:
+    """Class selectivity index of each unit from its class means; differentiable.
+
+        SI = (μ_max - μ_rest) / (μ_max + μ_rest + 1e-7)
+
+    where μ_max is the largest class mean and μ_rest the unweighted mean of the others.
+
+    Args:
+        mean: Mean response to each class that is present, at least two, not negative.
+    """
+    top = mean.amax(0)
+    rest = (mean.sum(0) - top) / (len(mean) - 1)
+    return (top - rest) / (top + rest + EPS)
+
+
+@metric(ClassMeans, per_unit=True)
+def class_selectivity(means: ClassMeans) -> Float[Tensor, " d"]:
+    """Class selectivity index per unit: (μ_max - μ_rest) / (μ_max + μ_rest + ε). In [0, 1].
+
+    μ_max is the mean response to the class that the unit likes best, μ_rest the unweighted mean over the other classes
+    of their mean responses; ε = 1e-7, so a dead unit has 0. Classes without examples do not enter. Not invariant to
+    adding a constant to a unit. Biased up when there are few images per class: see `class_selectivity_floor`.
+    A layer's value is the mean over its units, the network's the mean over its layers (not the classifier).
+
+    Raises:
+        Undefined: fewer than two classes, or negative mean responses (selectivity is for the output of a ReLU).
+
+    References:
+        Morcos et al. 2018, arXiv:1803.06959; Leavitt & Morcos 2020, arXiv:2003.01262.
+    """
+    present = means.mean[means.count > 0]
+    if len(present) < 2:
+        raise Undefined("needs images of at least two classes")
+    if bool((present < 0).any()):
+        raise Undefined(
+            "mean responses below 0: class selectivity is defined for non-negative responses (after a ReLU)"
+        )
+    return selectivity_of_means(present)
+
+
+@metric(ClassMeans, per_unit=True, shuffled=True)
+def class_selectivity_floor(means: ClassMeans) -> Float[Tensor, " d"]:
+    """Class selectivity index after shuffling the labels over the images: its finite-sample floor. In [0, 1].
+
+    What `class_selectivity` would show without any class information, for as many images.
+    """
+    return class_selectivity.compute(means)

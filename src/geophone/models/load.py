@@ -1,0 +1,207 @@
+"""Networks that the user already has: from a Python file, a weights file, a job's folder, timm or torchvision.
+
+Weights are read with safetensors or `weights_only=True`: nothing that was downloaded is ever unpickled.
+"""
+
+import importlib
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
+from torch import Tensor, nn
+
+from geophone.errors import GeophoneError
+from geophone.files import replacing, write_text
+from geophone.models.networks import Normalise
+from geophone.registry import MODELS, load_file
+
+WEIGHTS = "model.safetensors"
+CARD = "network.json"
+_FORMS = (
+    "Give file.py:factory, a .safetensors or state-dict file with --factory, a job's folder, "
+    "timm:NAME or torchvision:NAME."
+)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_model(
+    source: str | Path | nn.Module,
+    factory: str | None = None,
+    *,
+    classes: int = 10,
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+) -> nn.Module:
+    """A network from wherever the user has it, on the CPU, in eval mode.
+
+    Args:
+        source: A module (returned as it is); `file.py:factory`, a function or class without required arguments; a
+            `.safetensors` file or a state dict that `torch.save` wrote, with `factory`; a job's folder; `timm:NAME` or
+            `torchvision:NAME`, pretrained and with their normalisation put inside.
+        factory: What makes the network for a weights file: `file.py:factory`, or a registered model such as
+            `resnet20`, which then gets `classes`, `mean` and `std`.
+        classes: Number of logits for a registered model.
+        mean: Mean per channel for a registered model, on the [0, 1] scale.
+        std: Standard deviation per channel, likewise.
+
+    Raises:
+        GeophoneError: nothing is there, the weights do not fit or are not finite, or an extra is missing.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    text = str(source)
+    zoo, _, name = text.partition(":")
+    if zoo in _ZOOS and name:
+        return _ZOOS[zoo](name).eval()
+    path = Path(text)
+    if path.is_dir():
+        return _load_job(path)
+    if ".py:" in text:
+        return _from_file(text).eval()
+    if path.suffix == ".py":
+        raise GeophoneError(f"{text}: name the function that makes the network, as in {text}:make_model.")
+    if not path.is_file():
+        raise GeophoneError(f"no model at {text}. {_FORMS}")
+    if factory is None:
+        raise GeophoneError(f"{text} holds weights only: say what makes the network with --factory file.py:function.")
+    model = _from_file(factory) if ".py:" in factory else MODELS[factory](classes, mean, std)
+    return _with_weights(model, path)
+
+
+def save_network(model: nn.Module, folder: Path, name: str, arguments: dict[str, Any]) -> None:
+    """Write a registered network's weights and the card that says how to make it again.
+
+    The card comes last: a folder that has one is whole.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_safetensors(tensors, temporary)
+    write_text(folder / CARD, json.dumps({"model": name, "arguments": arguments}, indent=2))
+
+
+def _load_job(folder: Path) -> nn.Module:
+    card = folder / CARD
+    if not card.is_file():
+        raise GeophoneError(f"{folder} is not a finished job's folder (it has no {CARD}). {_FORMS}")
+    try:
+        made = json.loads(card.read_text())
+        name, arguments = made["model"], made["arguments"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise GeophoneError(f"{card} is not readable. Delete the folder and run the study again.") from None
+    return _with_weights(MODELS[name](**arguments), folder / WEIGHTS)
+
+
+def _from_file(text: str) -> nn.Module:
+    """`path/to/file.py:factory` called without arguments."""
+    file, _, name = text.rpartition(":")
+    module = load_file(Path(file), "model")
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise GeophoneError(f"{file} has no function {name!r}. Name one that returns a torch.nn.Module.")
+    try:
+        model = factory()
+    except TypeError as error:
+        raise GeophoneError(f"{text} must be callable without arguments: {error}.") from None
+    if not isinstance(model, nn.Module):
+        raise GeophoneError(f"{text} returned a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    state = _read_weights(path)
+    own = model.state_dict()
+    for prefix in ("module.", "model.", "_orig_mod.", "net."):
+        if state and all(key.startswith(prefix) for key in state) and not set(state) <= set(own):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise GeophoneError(f"{path}: the weight {bad[0]!r} has NaN or infinite values. Load a sound checkpoint.")
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    extra = [key for key in state if key not in own]
+    if wrong or extra:
+        first = f"{wrong[0]!r} is missing or has another shape" if wrong else f"{extra[0]!r} is not in the network"
+        raise GeophoneError(
+            f"{path} does not fit the network: {first} ({len(wrong) + len(extra)} such). Check --factory."
+        )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """A flat dictionary of tensors; a `state_dict` or `model` entry of a checkpoint is unwrapped."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        with warnings.catch_warnings(action="ignore"):  # of old or foreign pickle protocols; refused below if unsafe
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of something else fails in many ways
+        reason = str(error).partition("\n")[0]
+        raise GeophoneError(
+            f"{path} is not a readable file of weights ({reason}). Save a state dict with torch.save or safetensors."
+        ) from None
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise GeophoneError(f"{path} holds no state dict of tensors. Save model.state_dict().")
+    return state
+
+
+def _with_normalisation(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), net=model))
+
+
+def _timm(name: str) -> nn.Module:
+    _torchvision_module()
+    timm = _extra("timm")
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # timm and its hub client raise many kinds
+        raise GeophoneError(f"timm:{name} could not be made: {error}") from error
+    return _with_normalisation(model, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+
+
+def _torchvision(name: str) -> nn.Module:
+    models = _torchvision_module().models
+    try:
+        model = models.get_model(name, weights="DEFAULT")
+    except Exception as error:  # unknown name, no network, broken download
+        raise GeophoneError(f"torchvision:{name} could not be made: {error}") from error
+    return _with_normalisation(model, *_IMAGENET)
+
+
+_ZOOS: dict[str, Callable[[str], nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
+
+
+def _extra(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise GeophoneError(f"{name} is not installed. Run: pip install 'geophone[{name}]'") from None
+
+
+def _torchvision_module() -> Any:
+    """Torchvision, also beside a CPU build of torch.
+
+    There its wheel cannot load its compiled operators and fails on import because two of them are unknown; with their
+    schemas declared, all that is written in Python works, and the two operators say so if they are called.
+    """
+    try:
+        return _extra("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(library)  # the declarations live as long as the library object
+    return _extra("torchvision")
+
+
+_declared: list[torch.library.Library] = []

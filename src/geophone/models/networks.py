@@ -1,0 +1,145 @@
+"""The networks that the studies train. Each ReLU is a module of its own, so that each can be recorded."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from geophone.registry import MODELS
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel, inside the network, so that a perturbation's size means the same for everyone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Normalised images."""
+        return (x - self.mean) / self.std
+
+
+class SpatialMean(nn.Module):
+    """Mean over space, `[n, c, h, w]` → `[n, c]`: adaptive pooling to 1 × 1, but deterministic on CUDA."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
+        """One value per channel."""
+        return x.mean((2, 3))
+
+
+class SmallCNN(nn.Sequential):
+    """Six 3 × 3 convolutions, each with batch norm and ReLU, in three stages of widths w, 2w, 4w; mean; linear layer.
+
+    Stages two and three halve the image. Recorded layers: `relu1` … `relu6`.
+    """
+
+    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> None:
+        layers: dict[str, nn.Module] = {"normalise": Normalise(mean, std)}
+        before = len(mean)
+        for i, (channels, stride) in enumerate(
+            [(width, 1), (width, 1), (2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1)], start=1
+        ):
+            layers[f"conv{i}"] = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+            layers[f"norm{i}"] = nn.BatchNorm2d(channels)
+            layers[f"relu{i}"] = nn.ReLU(inplace=True)
+            before = channels
+        layers |= {"pool": SpatialMean(), "head": nn.Linear(before, classes)}
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 × 3 convolutions with batch norm and a shortcut; `relu2` comes after the addition."""
+
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """The block's response, after its last ReLU."""
+        inside = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        return self.relu2(inside + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Residual network of basic blocks with a 3 × 3 stem: stages of given widths and depths, each but the first halved.
+
+    References:
+        He et al. 2016, arXiv:1512.03385.
+    """
+
+    def __init__(
+        self, classes: int, mean: Sequence[float], std: Sequence[float], widths: Sequence[int], blocks: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        self.conv1 = nn.Conv2d(len(mean), widths[0], 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(widths[0])
+        self.relu1 = nn.ReLU(inplace=True)
+        before = widths[0]
+        self.stages = len(widths)
+        for i, (width, depth) in enumerate(zip(widths, blocks, strict=True), start=1):
+            stage = nn.Sequential()
+            for j in range(depth):
+                stage.append(BasicBlock(before, width, stride=2 if i > 1 and j == 0 else 1))
+                before = width
+            self.add_module(f"layer{i}", stage)
+        self.pool = SpatialMean()
+        self.head = nn.Linear(before, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of images in [0, 1]."""
+        x = self.relu1(self.norm1(self.conv1(self.normalise(x))))
+        for i in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{i}")(x)
+        return self.head(self.pool(x))
+
+
+class ResNet20(ResNet):
+    """The CIFAR form: three stages of three blocks, widths 16, 32, 64; 19 ReLUs."""
+
+    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(classes, mean, std, (16, 32, 64), (3, 3, 3))
+
+
+class ResNet18(ResNet):
+    """Four stages of two blocks, widths 64 to 512, with the CIFAR stem (3 × 3, stride 1, no max-pool); 17 ReLUs."""
+
+    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(classes, mean, std, (64, 128, 256, 512), (2, 2, 2, 2))
+
+
+@MODELS.register
+def small_cnn(classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> nn.Module:
+    """Six convolutions of widths w, 2w, 4w (w = 8): the network of the demo."""
+    return SmallCNN(classes, mean, std, width)
+
+
+@MODELS.register
+def resnet20(classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """ResNet20 in its CIFAR form: 3 stages × 3 blocks, widths 16, 32, 64."""
+    return ResNet20(classes, mean, std)
+
+
+@MODELS.register
+def resnet18(classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """ResNet18 with a CIFAR stem: 4 stages × 2 blocks, widths 64 to 512."""
+    return ResNet18(classes, mean, std)

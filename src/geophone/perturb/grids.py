@@ -1,0 +1,48 @@
+"""Perturbations by name, at their default levels."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from geophone.errors import unknown
+from geophone.registry import PERTURBATIONS, parse_call
+from geophone.types import Perturbation
+
+_BETWEEN_NAMES = r"\s*,\s*(?=[A-Za-z_]\w*\s*(?:[(,]|$))"  # a comma before `Name`, not before `field=`
+
+
+def grid(spec: str) -> list[Perturbation]:
+    """Perturbations from a comma-separated list of names, families and calls, each once and in order.
+
+    - `GaussianNoise`: one for each default level; `LinfPGD(steps=20)` likewise, with that field set.
+    - `GaussianNoise(std=0.2)`: the level is given, so just this one.
+    - `noise`, `corruption`, `attack`: everything registered in that family, a plug-in's too; `all`: everything.
+
+    Raises:
+        GeophoneError: a name is unknown, or a call can't be read.
+    """
+    found = [one for part in re.split(_BETWEEN_NAMES, spec.strip()) for one in _expand(part)]
+    return list(dict.fromkeys(found))
+
+
+def at_level(perturbation: Perturbation, level: int | float) -> Perturbation:
+    """The same perturbation at another level: `at_level(LinfPGD(steps=20), 0.1)` is `LinfPGD(eps=0.1, steps=20)`.
+
+    The level keeps its type: a block of 4.0 pixels, as a table has it, is one of 4.
+    """
+    thing: Any = perturbation
+    same_type = type(getattr(thing, thing.level))(level)
+    return replace(thing, **{thing.level: same_type if same_type == level else level})
+
+
+def _expand(part: str) -> list[Perturbation]:
+    made: dict[str, Any] = dict(PERTURBATIONS.items())
+    families = {one.family for one in made.values()}
+    if part == "all" or part in families:
+        return [one for name in made if part in ("all", made[name].family) for one in _expand(name)]
+    name, given = parse_call(part, "perturbation")
+    if name not in made:
+        remedy = "`geophone list perturbations` shows all of them."
+        raise unknown("perturbation", name, [*made, *sorted(families), "all"], remedy)
+    one = PERTURBATIONS.build(part)
+    return [one] if one.level in given else [at_level(one, level) for level in one.levels]

@@ -1,0 +1,89 @@
+"""Where results come from: written beside every table, shown in every report."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geophone.files import write_text
+
+FILE = "provenance.json"
+_PACKAGES = ("geophone", "torch", "numpy", "scipy", "polars", "altair", "vl-convert-python", "ray")
+
+
+def write_provenance(
+    out: Path,
+    *,
+    title: str,
+    seconds: float,
+    started: datetime,
+    device: str,
+    threads: int,
+    seeds: Sequence[int] = (),
+    networks: int = 1,
+    study: str | None = None,
+    question: str | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write `provenance.json`: versions, command, seeds, device, duration.
+
+    `seconds` is this session's time. What earlier sessions of an interrupted run took is added to it.
+    """
+    path = out / FILE
+    earlier = _earlier(path)
+    written: dict[str, Any] = {
+        "title": title,
+        "question": question,
+        "study": study,
+        "command": command(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "seeds": list(seeds),
+        "device": _device_name(device),
+        "threads": threads,
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "started": earlier.get("started", started.isoformat(timespec="seconds")),
+        "seconds": round(earlier.get("seconds", 0.0) + seconds, 1),
+        "networks": networks,
+        "notes": list(notes),
+    }
+    write_text(path, json.dumps(written, indent=2))
+
+
+def now() -> datetime:
+    """The time, with its zone."""
+    return datetime.now(UTC)
+
+
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    try:
+        made = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or device

@@ -1,0 +1,226 @@
+"""The activation stream: what every layer answers, reduced inside the hook, nothing kept.
+
+A hook that keeps the tensor it is given keeps a view that a later in-place ReLU overwrites. Here the response is
+reduced or copied inside the hook, before anything else runs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from geophone.errors import GeophoneError, unknown
+from geophone.types import Batch, Model, device_of
+
+Reduce = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardsigmoid, nn.Threshold),
+)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def spatial_mean(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+    """A unit is a channel: average over every axis after the second. `[n, c, h, w]` → `[n, c]`; `[n, d]` stays."""
+    return response.flatten(2).mean(2) if response.ndim > 2 else response
+
+
+def token_mean(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+    """A unit is a feature of the last axis (transformers, channels-last): average over all axes between."""
+    return response.flatten(1, -2).mean(1) if response.ndim > 2 else response
+
+
+def flatten(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+    """Every position of every channel is a unit of its own. Statistics then need (c·h·w)² numbers."""
+    return response.flatten(1)
+
+
+REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten)}
+
+
+def unwrapped(model: Model) -> nn.Module:
+    """The module to tap and to run: a compiled one ignores hooks that come after it was compiled.
+
+    Raises:
+        GeophoneError: the model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise GeophoneError(f"recording needs a torch.nn.Module, not {type(model).__name__}: wrap the function in one.")
+    inner = getattr(model, "_orig_mod", model)
+    return inner.module if isinstance(inner, nn.DataParallel) else inner
+
+
+def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
+    """Names of the modules to tap, in the order of registration.
+
+    Args:
+        model: The network.
+        patterns: Module names or shell patterns (`layer*.relu*`; `*` also matches dots). Default: every activation
+            module and every block, a block being a module with an activation module inside that is no plain container
+            and not the whole network; without any activation module, every convolution and linear layer but the last.
+
+    Raises:
+        GeophoneError: a pattern that matches no module.
+    """
+    modules = {name: module for name, module in unwrapped(model).named_modules() if name}
+    if patterns is None:
+        found = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS) or _is_block(module)]
+        if found:
+            return found
+        weighted = [name for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear)]
+        return weighted[:-1]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = [name for name in modules if name == pattern or fnmatchcase(name, pattern)]
+        if not matched:
+            raise unknown("layer", pattern, modules, "Shell patterns such as 'layer*.relu*' work too.")
+        chosen.update(matched)
+    return [name for name in modules if name in chosen]
+
+
+def activation_layers(model: Model) -> list[str]:
+    """Names of the activation modules, in the order of registration."""
+    return [name for name, module in unwrapped(model).named_modules() if isinstance(module, ACTIVATIONS)]
+
+
+def _is_block(module: nn.Module) -> bool:
+    inside = [child for child in module.modules() if child is not module]
+    return not isinstance(module, _CONTAINERS) and any(isinstance(child, ACTIVATIONS) for child in inside)
+
+
+@contextmanager
+def tap(
+    model: Model, layers: Sequence[str] | None = None, reduce: Reduce = spatial_mean, detach: bool = True
+) -> Iterator[dict[str, Tensor]]:
+    """Inside the `with`, every forward pass of `unwrapped(model)` fills the dictionary anew: layer → reduced response `[n, d]`.
+
+    Layers appear in the order of execution. A module that runs several times in one pass has one name for each:
+    `relu`, `relu#2`, … With the default layers, a block whose output is that of its last activation is left out.
+
+    Args:
+        model: The network.
+        layers: As in `layers_of`.
+        reduce: From a response `[n, ...]` to `[n, d]`.
+        detach: Whether to cut the responses off the graph; recipes that put a loss on them do not.
+    """
+    names = layers_of(model, layers)
+    seen: dict[str, Tensor] = {}
+    last: list[Tensor] = []
+    root = unwrapped(model)
+
+    def clear(*_: object) -> None:
+        seen.clear()
+        last.clear()
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            response = _tensor(output, name)
+            if layers is None and last and last[0] is response:
+                return
+            last[:] = [response]
+            reduced = reduce(response.detach() if detach else response)
+            if reduced.ndim != 2:
+                raise GeophoneError(f"layer {name!r}: the reduction gave {list(reduced.shape)}, not [n, d].")
+            if reduced.untyped_storage().data_ptr() == response.untyped_storage().data_ptr():
+                reduced = reduced.clone()
+            seen[_call_name(name, seen)] = reduced
+
+        return hook
+
+    modules = dict(root.named_modules())
+    handles = [root.register_forward_pre_hook(clear)]
+    try:
+        handles.extend(modules[name].register_forward_hook(hook_of(name)) for name in names)
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        last.clear()
+
+
+def _call_name(name: str, seen: dict[str, Tensor]) -> str:
+    call = 1
+    while (name if call == 1 else f"{name}#{call}") in seen:
+        call += 1
+    return name if call == 1 else f"{name}#{call}"
+
+
+def _tensor(output: object, name: str) -> Tensor:
+    """A module's response: its output, or the first part of a tuple or list (attention layers, recurrent layers)."""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise GeophoneError(f"layer {name!r} gives a {type(output).__name__}, not a tensor. Tap a module inside it.")
+    return output
+
+
+def record(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    layers: Sequence[str] | None = None,
+    reduce: Reduce = spatial_mean,
+) -> Iterator[dict[str, Batch]]:
+    """Run the network over batches of images and yield what every layer answers, one batch at a time.
+
+    Each item maps a layer's name to a `Batch` of responses `[n, d]` with the same labels and indices; the key "logits"
+    holds the network's own output. Nothing is kept: memory is that of one batch. The network is used in the mode it is
+    in; no gradients are recorded.
+
+    Args:
+        model: Any module from images in [0, 1] to logits.
+        batches: Batches of images.
+        layers: Names or shell patterns; default every activation and block output. See `layers_of`.
+        reduce: From a response `[n, ...]` to `[n, d]`: `spatial_mean`, `token_mean`, `flatten` or a function.
+
+    Raises:
+        GeophoneError: unknown layer, a chosen layer that never ran, or a network that does not give logits `[n, k]`.
+
+    >>> for batch in record(model, data.test.batches(256), ["layer*.relu*"]):
+    ...     print({name: tuple(responses.x.shape) for name, responses in batch.items()})
+    """
+    model = unwrapped(model)
+    device = device_of(model)
+    wanted = [] if layers is None else layers_of(model, layers)
+    with tap(model, layers, reduce) as seen, torch.no_grad():
+        for batch in batches:
+            logits = logits_of(model, batch.x.to(device))
+            silent = [name for name in wanted if name not in seen]
+            if silent:
+                raise GeophoneError(f"the layer {silent[0]!r} never ran in the forward pass. Choose another layer.")
+            yield {name: batch.with_x(x) for name, x in (*seen.items(), ("logits", logits))}
+
+
+def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
+    """The network's answer, checked to be logits `[n, k]`.
+
+    Raises:
+        GeophoneError: not a tensor of that shape, or NaN or infinite values in it.
+    """
+    try:
+        logits = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise GeophoneError(f"the network cannot take images of shape {list(x.shape)}: {lines[0]}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise GeophoneError(f"the network must give logits [n, k] for images {list(x.shape)}; it gave {given}.")
+    if not bool(logits.isfinite().all()):
+        culprit = first_bad_weight(model)
+        where = f": its weight {culprit!r} has NaN or infinite values" if culprit else ""
+        raise GeophoneError(f"the network's logits have NaN or infinite values{where}. Load a sound checkpoint.")
+    return logits
+
+
+def first_bad_weight(model: Model) -> str | None:
+    """Name of the first parameter or buffer with a NaN or an infinity."""
+    if isinstance(model, nn.Module):
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return name
+    return None

@@ -1,0 +1,95 @@
+"""The report: one HTML page and its figures, made from the table alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import vl_convert
+
+from geophone import table as tables
+from geophone.errors import GeophoneError
+from geophone.files import replacing, write_text
+from geophone.report import charts
+from geophone.report.page import (
+    Findings,
+    accuracy_panels,
+    findings,
+    has_profile,
+    has_scatter,
+    page_html,
+    profile_chart,
+    relation_chart,
+)
+
+__all__ = ["report_page", "write_report"]
+
+
+def write_report(out: Path, page: Path | None = None) -> Path:
+    """Write a page, and `out/figures/*.svg|png`, from `out/table/*.parquet` and `out/provenance.json`.
+
+    Args:
+        out: The folder of a study or scan.
+        page: Where the page goes; by default `out/report.html`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        GeophoneError: the table or the provenance is missing, empty or corrupt, or `out` can't be written.
+    """
+    provenance = _read_provenance(out / "provenance.json")
+    found = findings(_checked(tables.read(out / "table")))
+    for name, spec in _figures(found).items():
+        with replacing(out / "figures" / f"{name}.svg") as temporary:
+            temporary.write_text(vl_convert.vegalite_to_svg(spec, vl_version=charts.VEGA_LITE), encoding="utf-8")
+        with replacing(out / "figures" / f"{name}.png") as temporary:
+            temporary.write_bytes(vl_convert.vegalite_to_png(spec, vl_version=charts.VEGA_LITE, scale=2))
+    path = page or out / "report.html"
+    write_text(path, page_html(found, provenance, str(provenance["title"])))
+    return path
+
+
+def report_page(table: pl.DataFrame, provenance: Mapping[str, Any], title: str) -> str:
+    """The report as one self-contained HTML page that needs no network.
+
+    Args:
+        table: The long table, of one network or of many.
+        provenance: How it was made, as in provenance.json; what is missing is left out.
+        title: The page's title.
+
+    Raises:
+        GeophoneError: the table has no rows.
+    """
+    return page_html(findings(_checked(table)), provenance, title)
+
+
+def _checked(table: pl.DataFrame) -> pl.DataFrame:
+    if table.is_empty():
+        raise GeophoneError("the table has no rows, so there is nothing to report. Run the study or scan first.")
+    return table
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GeophoneError(f"no {path}. `geophone run` and `geophone scan` write it beside the table.") from None
+    except (OSError, ValueError) as error:
+        raise GeophoneError(f"{path} can't be read ({error}). Run the same command again to write it anew.") from None
+    if not isinstance(made, dict) or not made.get("title"):
+        raise GeophoneError(f'{path} has no "title". Run the same command again to write it anew.')
+    return made
+
+
+def _figures(found: Findings) -> dict[str, charts.Spec]:
+    """The figures that stand alone: those charts that the table has rows for."""
+    made = {}
+    if panels := accuracy_panels(found, width=210):
+        made["accuracy"] = charts.figure_accuracy(panels, found.series, columns=min(4, len(panels)))
+    if has_profile(found):
+        made["profile"] = charts.with_legend(charts.standing(*profile_chart(found, width=640)), found.series)
+    if has_scatter(found):
+        made["relation"] = charts.with_legend(charts.standing(*relation_chart(found, width=440)), found.series)
+    return made

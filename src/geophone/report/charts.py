@@ -1,0 +1,201 @@
+"""The charts, as Vega-Lite specifications made by Altair. Rows are put in later, so that a control can swap them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from geophone.report.words import measure
+
+Spec = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+# Okabe & Ito's colours without yellow, which is lost on white paper. Shape and dash tell lines apart without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+DASHES: tuple[list[int], ...] = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def style(place: int) -> dict[str, Any]:
+    """How the series at this place is drawn: colour, shape and dash, together different for 28 of them."""
+    return {
+        "colour": COLOURS[place % len(COLOURS)],
+        "shape": SHAPES[place % len(SHAPES)],
+        "dash": DASHES[place // len(COLOURS) % len(DASHES)],
+    }
+
+
+def filled(spec: Spec, rows: Rows) -> Spec:
+    """A specification with rows in it."""
+    return {**spec, "data": {"values": rows}}
+
+
+def standing(spec: Spec, rows: Rows) -> Spec:
+    """The same for a figure that stands alone: without the layer of bands where no row has an interval."""
+    if "layer" in spec and all(row["low"] is None for row in rows):
+        spec = {**spec, "layer": [layer for layer in spec["layer"] if layer["mark"]["type"] != "area"]}
+    return filled(spec, rows)
+
+
+def accuracy_panel(
+    family: str, series: Sequence[str], levels: Sequence[float], title: str, width: int | str = "container"
+) -> Spec:
+    """Accuracy against the level of one perturbation; level 0 is the clean images."""
+    axis: dict[str, Any] = {"values": list(levels), "labelOverlap": "greedy", "format": ".3~g", "grid": False}
+    if family == "attack" and max(levels) < 0.2:
+        axis["labelExpr"] = "datum.value == 0 ? '0' : format(datum.value * 255, '.3~g') + '/255'"
+    x = alt.X("level:Q", title="level", axis=alt.Axis(**axis), scale=alt.Scale(nice=False))
+    y = alt.Y(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], labelOverlap=False),
+    )
+    return _lines(series, x, y, (title, family), width, 150, "Accuracy", ".1%")
+
+
+def profile(series: Sequence[str], depths: Sequence[int], title: str, width: int | str = "container") -> Spec:
+    """One measure over the depth of the network."""
+    x = alt.X(
+        "depth:Q",
+        title="depth (layers in the order of execution)",
+        axis=alt.Axis(values=list(depths), format="d", grid=False, labelOverlap="greedy"),
+        scale=alt.Scale(nice=False, padding=8),
+    )
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=5))
+    return _lines(series, x, y, (title, ""), width, 320, "Mean", ".3~f", [alt.Tooltip("layer:N", title="Layer")])
+
+
+def scatter(series: Sequence[str], geometry: str, robustness: str, width: int | str = "container") -> Spec:
+    """One point per network: a geometric measure against a robustness measure."""
+    base = alt.Chart(alt.Data(name="rows"), width=width, height=340)
+    points = base.mark_point(size=85, filled=True, opacity=0.85, clip=False).encode(
+        x=alt.X("x:Q", title=measure(geometry).title, scale=alt.Scale(zero=False, padding=16), axis=_quiet()),
+        y=alt.Y("y:Q", title=measure(robustness).title, scale=alt.Scale(zero=False, padding=16), axis=_quiet()),
+        color=_colour(series),
+        shape=_shape(series),
+        tooltip=[
+            alt.Tooltip("series:N", title="Recipe"),
+            alt.Tooltip("seed:N", title="Seed"),
+            alt.Tooltip("x:Q", title=measure(geometry).title, format=".4~f"),
+            alt.Tooltip("y:Q", title=measure(robustness).title, format=".4~f"),
+        ],
+    )
+    return _styled(points)
+
+
+def figure_accuracy(panels: Sequence[tuple[Spec, Rows]], series: Sequence[str], columns: int = 4) -> Spec:
+    """All accuracy panels in one figure for a paper, with a legend."""
+    cells = [{k: v for k, v in standing(spec, rows).items() if k not in ("config", "$schema")} for spec, rows in panels]
+    return with_legend({"columns": columns, "concat": cells, "config": panels[0][0]["config"]}, series, columns)
+
+
+def with_legend(spec: Spec, series: Sequence[str], columns: int = 2) -> Spec:
+    """The specification with Vega's own legend under it, for figures that stand alone."""
+    if len(series) == 1:
+        return spec
+    legend = {
+        "orient": "bottom",
+        "columns": columns,
+        "labelLimit": 420,
+        "title": None,
+        "symbolOpacity": 1,
+        "symbolSize": 80,
+    }
+    return _legend_in(spec, legend)
+
+
+def _legend_in(part: Any, legend: dict[str, Any]) -> Any:
+    if isinstance(part, list):
+        return [_legend_in(p, legend) for p in part]
+    if not isinstance(part, dict):
+        return part
+    made = {k: _legend_in(v, legend) for k, v in part.items()}
+    if "encoding" in made and "color" in made["encoding"]:
+        made["encoding"] = {**made["encoding"], "color": {**made["encoding"]["color"], "legend": legend}}
+    return made
+
+
+def _lines(
+    series: Sequence[str],
+    x: alt.X,
+    y: alt.Y,
+    heading: tuple[str, str],
+    width: int | str,
+    height: int,
+    value_title: str,
+    value_format: str,
+    first: Sequence[alt.Tooltip] = (),
+) -> Spec:
+    """An interval band, a line and points for each series."""
+    tooltip = [
+        alt.Tooltip("series:N", title="Recipe"),
+        *first,
+        alt.Tooltip("label:N", title="Images"),
+        alt.Tooltip("value:Q", title=value_title, format=value_format),
+        alt.Tooltip("interval:N", title="95 % interval"),
+        alt.Tooltip("networks:Q", title="Networks"),
+    ]
+    base = alt.Chart().encode(x=x, color=_colour(series))
+    band = base.mark_area(opacity=0.1, clip=True).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    line = base.mark_line(strokeWidth=1.8, clip=True).encode(
+        y=y,
+        strokeDash=alt.StrokeDash(
+            "series:N",
+            scale=alt.Scale(domain=list(series), range=[style(i)["dash"] for i in range(len(series))]),
+            legend=None,
+        ),
+    )
+    points = base.mark_point(size=42, filled=True, opacity=1).encode(y=y, shape=_shape(series), tooltip=tooltip)
+    chart = alt.layer(band, line, points, data=alt.Data(name="rows"), width=width, height=height)
+    title, under = heading
+    words = alt.TitleParams(title, subtitle=under, anchor="start", fontSize=13, fontWeight=600, offset=8)
+    return _styled(chart.properties(title=words))
+
+
+def _colour(series: Sequence[str]) -> alt.Color:
+    scale = alt.Scale(domain=list(series), range=[style(i)["colour"] for i in range(len(series))])
+    return alt.Color("series:N", scale=scale, legend=None)
+
+
+def _shape(series: Sequence[str]) -> alt.Shape:
+    scale = alt.Scale(domain=list(series), range=[style(i)["shape"] for i in range(len(series))])
+    return alt.Shape("series:N", scale=scale, legend=None)
+
+
+def _quiet() -> alt.Axis:
+    return alt.Axis(format="~g", tickCount=6, grid=True)
+
+
+def _styled(chart: alt.Chart | alt.LayerChart) -> Spec:
+    spec: Spec = chart.configure(
+        font=FONT,
+        axis=alt.AxisConfig(
+            labelColor="#444",
+            titleColor="#444",
+            titleFontWeight="normal",
+            labelFontSize=11,
+            titleFontSize=12,
+            gridColor="#e8e8e8",
+            domainColor="#999",
+            tickColor="#999",
+        ),
+        view=alt.ViewConfig(stroke=None),
+        title=alt.TitleConfig(color="#1b1b1b", subtitleColor="#5a5a5a", subtitleFontSize=11),
+    ).to_dict()
+    return spec
+
+
+def rows_of(part: pl.DataFrame) -> Rows:
+    """Rows of a summary as a chart takes them: rounded, with the interval in words."""
+    columns = ["series", "level", "layer", "depth", "value", "low", "high", "networks", "label"]
+    return [{**row, "interval": interval_text(row["low"], row["high"])} for row in part.select(columns).to_dicts()]
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """`0.812 to 0.864`, or `none`."""
+    return "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"

@@ -1,0 +1,451 @@
+"""One self-contained HTML page: the sections, the data that its controls need, and the scripts inlined."""
+
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import polars as pl
+import vl_convert
+
+from geophone.relate import geometry_measures, networks, relate, robustness_measures
+from geophone.report import charts
+from geophone.report.answer import answer, headline, relation_text
+from geophone.report.summary import profile_metrics, series_order, summarise, thinned, with_series
+from geophone.report.words import decimal, measure, number
+
+# What the bundle leaves for the page's own script.
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+# How many notes of passed checks unfold; with many networks they repeat each other.
+MOST_NOTES = 20
+FAMILIES = ("clean", "noise", "corruption", "attack")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the page and the figures are made from, worked out of the table once."""
+
+    table: pl.DataFrame
+    summary: pl.DataFrame
+    series: list[str]
+    wide: pl.DataFrame
+    relations: pl.DataFrame
+
+
+def findings(table: pl.DataFrame) -> Findings:
+    """Summarise and relate a table."""
+    table = with_series(table)
+    who = table.select("job", "series").unique(subset="job", keep="first")
+    wide = networks(table).join(who, on="job", how="left", maintain_order="left")
+    series = series_order(table)
+    summary = summarise(table)
+    first = [
+        pl.col("series").replace_strict(series, range(len(series)), return_dtype=pl.Int64),
+        pl.col("family").replace_strict(FAMILIES, range(len(FAMILIES)), return_dtype=pl.Int64, default=len(FAMILIES)),
+    ]
+    summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
+    return Findings(table, summary, series, wide, relate(table))
+
+
+def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str:
+    """The whole report as HTML."""
+    carried, omitted = thinned(found.summary)
+    specs: dict[str, Any] = {}
+    sections = [
+        _answer(found),
+        _checks(found.table),
+        _accuracy(found, specs),
+        _layers(found, carried, omitted, specs),
+        _relations(found, specs),
+        _everything(omitted),
+        _provenance(provenance),
+    ]
+    data = {**_data(found, carried), "charts": specs, "profile_start": None}
+    if "profile" in specs:
+        data["profile_start"] = _condition_places(carried)[default_profile(found.summary)[1]]
+    own = files("geophone.report")
+    question = provenance.get("question")
+    return Template(own.joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        title=_text(title),
+        lede=f'<p class="lede">{_text(question)}</p>' if question else "",
+        css=own.joinpath("page.css").read_text(encoding="utf-8"),
+        script=own.joinpath("page.js").read_text(encoding="utf-8"),
+        sections="\n".join(section for section in sections if section),
+        data=json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        vega=_vega(),
+    )
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one script. Bundling takes a second or two, so it is done once."""
+    return vl_convert.javascript_bundle(SNIPPET, vl_version=charts.VEGA_LITE)
+
+
+def accuracy_panels(found: Findings, width: int | str = "container") -> list[tuple[charts.Spec, charts.Rows]]:
+    """One panel per perturbation, noise first, then corruptions, then attacks: specification and rows."""
+    rows = found.summary.filter(pl.col("layer").is_null() & (pl.col("metric") == "accuracy"))
+    clean = rows.filter(pl.col("family") == "clean")
+    panels = []
+    for family in FAMILIES[1:]:
+        for name in rows.filter(pl.col("family") == family)["perturbation"].unique(maintain_order=True):
+            part = pl.concat([clean, rows.filter(pl.col("perturbation") == name)]).sort("series", "level")
+            levels = part["level"].unique().sort().to_list()
+            spec = charts.accuracy_panel(family, found.series, levels, name, width)
+            panels.append((spec, charts.rows_of(part)))
+    return panels
+
+
+def default_profile(summary: pl.DataFrame) -> tuple[str, str]:
+    """The measure and the condition that the layer chart starts with: distance under what hurts most."""
+    layers = summary.filter(pl.col("layer").is_not_null())
+    metric = profile_metrics(summary)[0]
+    labels = layers.filter(pl.col("metric") == metric)["label"].unique()
+    hurt = summary.filter(
+        pl.col("layer").is_null() & (pl.col("metric") == "accuracy") & pl.col("label").is_in(labels.implode())
+    )
+    ranked = hurt.group_by("label").agg(pl.col("value").mean()).sort("value", "label")["label"].to_list()
+    return metric, ranked[0] if ranked else labels.sort()[0]
+
+
+def profile_chart(found: Findings, width: int | str = "container") -> tuple[charts.Spec, charts.Rows]:
+    """The layer chart as it starts."""
+    metric, label = default_profile(found.summary)
+    layers = found.summary.filter(pl.col("layer").is_not_null())
+    part = layers.filter((pl.col("metric") == metric) & (pl.col("label") == label)).sort("series", "depth")
+    depths = layers["depth"].drop_nulls().unique().sort().to_list()
+    return charts.profile(found.series, depths, f"{measure(metric).title}: {label}", width), charts.rows_of(part)
+
+
+def relation_chart(found: Findings, width: int | str = "container") -> tuple[charts.Spec, charts.Rows]:
+    """The scatter as it starts."""
+    geometry, robustness = headline(found.relations)
+    points = found.wide.drop_nulls([geometry, robustness])
+    rows = points.select("series", "seed", x=geometry, y=robustness).to_dicts()
+    return charts.scatter(found.series, geometry, robustness, width), rows
+
+
+def has_profile(found: Findings) -> bool:
+    """Whether the table has anything layer by layer."""
+    return bool(profile_metrics(found.summary))
+
+
+def has_scatter(found: Findings) -> bool:
+    """Whether there are networks enough for a scatter to show anything."""
+    return len(found.wide) > 2 and not found.relations.is_empty()
+
+
+def _answer(found: Findings) -> str:
+    sentences = answer(found.summary, found.relations, found.series)
+    items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    return f'<section id="answer"><h2>The answer</h2>\n<ol class="answer">\n{items}\n</ol></section>'
+
+
+def _checks(table: pl.DataFrame) -> str:
+    rows = table.filter(pl.col("metric").str.starts_with("check."))
+    if rows.is_empty():
+        return ""
+    wrong = rows.filter(pl.col("value") != 0)
+    unknown = rows.filter(pl.col("value").is_null())
+    names = rows["metric"].n_unique()
+    total = rows["job"].n_unique()
+    body = [
+        f'<p class="problem">{_text(note or metric)} '
+        f"<small>({_text(', '.join(series))}; {count} of {_count(total, 'network')})</small></p>"
+        for metric, note, series, count in wrong.group_by("metric", "note", maintain_order=True)
+        .agg(pl.col("series").unique(maintain_order=True), pl.col("job").n_unique())
+        .iter_rows()
+    ]
+    body += [
+        f'<p class="problem">Could not be checked: {_text(note or metric)}</p>'
+        for metric, note in unknown.select("metric", "note").unique(maintain_order=True).iter_rows()
+    ]
+    passed = names - pl.concat([wrong, unknown])["metric"].n_unique()
+    if passed:
+        which = f"All {names} checks" if passed == names > 1 else f"{passed} of {_count(names, 'check')}"
+        notes = rows.filter(pl.col("value") == 0)["note"].drop_nulls().unique(maintain_order=True).to_list()
+        shown = "".join(f"<p>{_text(note)}</p>" for note in notes[:MOST_NOTES])
+        body.append(
+            f'<details class="fine"><summary>{which} passed, in {_count(total, "network")}.</summary>{shown}</details>'
+        )
+    return f'<section id="checks"><h2>What looks wrong with the measurement</h2>\n{"".join(body)}</section>'
+
+
+def _accuracy(found: Findings, specs: dict[str, Any]) -> str:
+    panels = accuracy_panels(found)
+    if not panels:
+        return ""
+    for place, (spec, rows) in enumerate(panels):
+        specs[f"accuracy-{place}"] = charts.filled(spec, rows)
+    places = "".join(f'<div class="chart" id="accuracy-{place}"></div>' for place in range(len(panels)))
+    return (
+        '<section id="accuracy"><h2>Accuracy under perturbation</h2>\n'
+        '<p class="caption">Share of test images classified correctly (higher is better) against the level of each '
+        "perturbation, in its own units; level 0 is the clean images. Attacks are white-box: they know the network "
+        f"and its gradients. {_interval_words(found.summary)}</p>\n"
+        f'{_legend(found.series)}<div class="panels">{places}</div></section>'
+    )
+
+
+def _layers(found: Findings, carried: pl.DataFrame, omitted: list[str], specs: dict[str, Any]) -> str:
+    if not has_profile(found):
+        return ""
+    metric, label = default_profile(found.summary)
+    specs["profile"] = charts.filled(profile_chart(found)[0], [])
+    present = carried.filter(pl.col("layer").is_not_null())
+    bands = present["low"].null_count() < len(present)
+    metrics = [name for name in profile_metrics(found.summary) if name in present["metric"]]
+    places = {name: place for place, name in enumerate(carried["metric"].unique(maintain_order=True))}
+    start = found.summary.filter(pl.col("label") == label)["perturbation"][0]
+    names = present["perturbation"].unique(maintain_order=True).to_list()
+    return (
+        '<section id="layers"><h2>Layer by layer</h2>\n'
+        '<p class="caption">From the first recorded layer (left) to the last (right). Point at a mark for the layer\'s '
+        f"name. {_interval_words(found.summary, layers=True)}</p>\n"
+        '<div class="controls">'
+        + _select(
+            "profile-measure", "Measure", [(str(places[m]), measure(m).title) for m in metrics], str(places[metric])
+        )
+        + _select("profile-perturbation", "Images", [(n, "clean images" if n == "clean" else n) for n in names], start)
+        + _select("profile-level", "Level", [], "")
+        + "</div>\n"
+        f'{_legend(found.series, bands)}<div class="chart large" id="profile"></div>\n'
+        '<p class="caption" id="profile-about" aria-live="polite"></p>'
+        + "".join(f'<p class="caption">{_text(line)}</p>' for line in omitted)
+        + "</section>"
+    )
+
+
+def _relations(found: Findings, specs: dict[str, Any]) -> str:
+    relations = found.relations
+    if relations.is_empty():
+        return ""
+    geometry = relations["geometry"].unique(maintain_order=True).to_list()
+    robustness = relations["robustness"].unique(maintain_order=True).to_list()
+    start = headline(relations)
+    body = (
+        '<p class="caption">One point per network. A geometric measure is the mean over layers: on clean images, or '
+        "between clean and perturbed responses where it says “under”. Spearman’s ρ compares ranks: 1, one rises "
+        "whenever the other does; −1, one falls; 0, no monotone relation. “Clean held fixed” is the partial ρ, what is "
+        "left once clean accuracy is accounted for. Intervals are 95 % bootstrap intervals clustered by seed; "
+        "p-values come from exchanging whole recipes and are Holm-corrected over all rows of the table.</p>\n"
+    )
+    if has_scatter(found):
+        specs["relation"] = charts.filled(relation_chart(found)[0], [])
+        body += (
+            '<div class="controls">'
+            + _select("relation-geometry", "Geometry", [(g, measure(g).title) for g in geometry], start[0])
+            + _select("relation-robustness", "Robustness", [(r, measure(r).title) for r in robustness], start[1])
+            + f"</div>\n{_legend(found.series, bands=False)}"
+            '<p class="finding" id="relation-text" aria-live="polite"></p>\n'
+            '<div class="chart large" id="relation"></div>\n<p class="caption" id="relation-about"></p>\n'
+        )
+    if relations["rho"].null_count() == len(relations):
+        reasons = relations["note"].unique(maintain_order=True).to_list()
+        body += "".join(
+            f'<p class="finding">No correlation is computed: {_text(reason)}.</p>' for reason in reasons[:5]
+        )
+    else:
+        body += _relation_table(relations)
+    return f'<section id="relations"><h2>Does geometry go with robustness?</h2>\n{body}</section>'
+
+
+def _relation_table(relations: pl.DataFrame) -> str:
+    partial = {
+        (r["geometry"], r["robustness"]): r for r in relations.to_dicts() if r["statistic"] == "partial_spearman"
+    }
+    plain = relations.filter(pl.col("statistic") == "spearman")
+    lines = []
+    for row in plain.sort(pl.col("rho").abs(), descending=True, nulls_last=True, maintain_order=True).to_dicts():
+        held = partial[row["geometry"], row["robustness"]]
+        cells = [
+            f"<td>{_text(measure(row['geometry']).title)}</td><td>{_text(measure(row['robustness']).title)}</td>",
+            *(
+                f'<td class="number">{relation_text(r)}</td><td class="number">{number(r["p_holm"], 2)}</td>'
+                for r in (row, held)
+            ),
+            f'<td class="number">{row["networks"]}</td><td class="note">{_text(held["note"] or "")}</td>',
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    head = (
+        '<th>Geometry</th><th>Robustness</th><th class="number">ρ [95 %]</th><th class="number">p, Holm</th>'
+        '<th class="number">Clean held fixed</th><th class="number">p, Holm</th><th class="number">Networks</th>'
+        '<th class="note">Note</th>'
+    )
+    return (
+        f"<h3>All {_count(len(plain), 'pair')}, strongest first</h3>\n"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of relations">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _everything(omitted: list[str]) -> str:
+    names = ("Recipe", "Images", "Layer", "Measure", "Mean", "95 % interval", "Networks")
+    head = "".join(
+        f'<th{" class=number" if place > 3 else ""}><button type="button">{name}</button></th>'
+        for place, name in enumerate(names)
+    )
+    return (
+        '<section id="everything"><h2>Everything</h2>\n'
+        '<p class="caption">Every measure as its mean over the networks of a recipe. Press a column’s name to sort. '
+        "The full table, with one row per network and unit, is in the folder <code>table</code> of the results. "
+        f"{_text(' '.join(omitted))}</p>\n"
+        '<div class="controls"><label>Search (all words must occur)<input type="search" id="search" '
+        'placeholder="Standard cka block2" autocomplete="off"></label></div>\n'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of everything">'
+        f'<table><thead><tr>{head}</tr></thead><tbody id="rows"></tbody></table></div>\n'
+        '<p class="caption" id="found" aria-live="polite"></p>'
+        '<button type="button" class="more" id="more">Show 200 more</button></section>'
+    )
+
+
+def _provenance(provenance: Mapping[str, Any]) -> str:
+    entries = []
+    if command := provenance.get("command"):
+        entries.append(("Command", f"<code>{_text(command)}</code>"))
+    for name, key in (("Study", "study"), ("Networks", "networks"), ("Started", "started")):
+        if provenance.get(key) is not None:
+            entries.append((name, _text(provenance[key])))
+    if provenance.get("seconds") is not None:
+        entries.append(("Duration", _duration(float(provenance["seconds"]))))
+    if provenance.get("seeds"):
+        entries.append(("Seeds", _text(", ".join(map(str, provenance["seeds"])))))
+    for name, key in (("Device", "device"), ("Threads", "threads"), ("Host", "host")):
+        if provenance.get(key) is not None:
+            entries.append((name, _text(provenance[key])))
+    if versions := provenance.get("versions"):
+        entries.append(("Versions", _text(", ".join(f"{name} {version}" for name, version in versions.items()))))
+    entries += [("Note", _text(note)) for note in provenance.get("notes") or ()]
+    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries)
+    body = f"<dl>{items}</dl>" if items else '<p class="caption">Nothing was recorded about how this was made.</p>'
+    return f'<section id="provenance"><h2>Provenance</h2>\n{body}</section>'
+
+
+def _legend(series: list[str], bands: bool = True) -> str:
+    """Check boxes that show or hide a recipe in every chart."""
+    band = '<label class="bands"><input type="checkbox" checked> interval bands</label>' if bands else ""
+    if len(series) == 1:
+        return f'<fieldset class="legend">{band}</fieldset>'
+    boxes = "".join(
+        f'<label><input type="checkbox" checked data-series="{_text(name)}">{_swatch(place)}{_text(name)}</label>'
+        for place, name in enumerate(series)
+    )
+    return f'<fieldset class="legend"><legend>Show</legend>{boxes}{band}</fieldset>\n'
+
+
+SHAPE_PATHS = {
+    "circle": "M18 8m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
+    "square": "M14.5 4.5h7v7h-7z",
+    "triangle-up": "M18 3.5l4.5 8h-9z",
+    "diamond": "M18 3l4.5 5l-4.5 5l-4.5 -5z",
+    "cross": "M16.5 3.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+    "triangle-down": "M18 12.5l4.5 -8h-9z",
+    "triangle-right": "M14 3.5l8 4.5l-8 4.5z",
+}
+
+
+def _swatch(place: int) -> str:
+    look = charts.style(place)
+    dash = f' stroke-dasharray="{" ".join(map(str, look["dash"]))}"' if look["dash"][1] else ""
+    colour = look["colour"]
+    return (
+        '<svg width="36" height="16" viewBox="0 0 36 16" aria-hidden="true">'
+        f'<path d="M1 8h34" stroke="{colour}" stroke-width="2"{dash}/>'
+        f'<path d="{SHAPE_PATHS[look["shape"]]}" fill="{colour}"/></svg>'
+    )
+
+
+def _select(name: str, label: str, entries: list[tuple[str, str]], chosen: str) -> str:
+    options = "".join(
+        f'<option value="{_text(value)}"{" selected" if value == chosen else ""}>{_text(text)}</option>'
+        for value, text in entries
+    )
+    return f'<label>{label}<select id="{name}">{options}</select></label>'
+
+
+def _interval_words(summary: pl.DataFrame, layers: bool = False) -> str:
+    """What the bands of a chart are."""
+    counts = summary["networks"]
+    if counts.max() == 1:
+        bands = "Bands are 95 % Wilson intervals over the test images; they say nothing about other seeds."
+        return "With one network per line there are no bands." if layers else bands
+    wide = " From two seeds such an interval is wide: 12.7 standard errors either way." if counts.max() == 2 else ""
+    least = "" if layers else ", never narrower than the Wilson interval over the test images"
+    return f"Lines are means over seeds, bands 95 % Student t intervals of that mean{least}.{wide}"
+
+
+def _condition_places(carried: pl.DataFrame) -> dict[str, int]:
+    return {label: place for place, label in enumerate(_conditions(carried)["label"])}
+
+
+def _conditions(carried: pl.DataFrame) -> pl.DataFrame:
+    return carried.select("family", "perturbation", "level_label", "label").unique(subset="label", maintain_order=True)
+
+
+def _data(found: Findings, carried: pl.DataFrame) -> dict[str, Any]:
+    """What the controls need. Rows go as columns of small integers, which keeps the page light."""
+    metrics = carried["metric"].unique(maintain_order=True).to_list()
+    layers = carried.filter(pl.col("layer").is_not_null()).select("layer", "depth").unique(maintain_order=True).rows()
+    places = {pair: place for place, pair in enumerate(layers)}
+    conditions = _condition_places(carried)
+    geometry = [g for g in geometry_measures(found.wide) if g in found.relations["geometry"]]
+    robustness = [r for r in robustness_measures(found.wide) if r in found.relations["robustness"]]
+    return {
+        "series": found.series,
+        "metrics": [{"title": measure(m).title, "about": measure(m).about} for m in metrics],
+        "conditions": _conditions(carried).to_dicts(),
+        "layers": layers,
+        "rows": {
+            "s": [found.series.index(s) for s in carried["series"]],
+            "c": [conditions[label] for label in carried["label"]],
+            "l": [places.get(pair, -1) for pair in carried.select("layer", "depth").iter_rows()],
+            "m": [metrics.index(m) for m in carried["metric"]],
+            **{key: _short(carried[name]) for key, name in (("v", "value"), ("lo", "low"), ("hi", "high"))},
+            "k": carried["networks"].to_list(),
+        },
+        "networks": found.wide.select("series", "seed", *geometry, *robustness).to_dicts(),
+        "titles": {name: measure(name).title for name in (*geometry, *robustness)},
+        "abouts": {name: f"{measure(name).title}: {measure(name).about}" for name in (*geometry, *robustness)},
+        "relations": _relation_sentences(found.relations),
+    }
+
+
+def _relation_sentences(relations: pl.DataFrame) -> dict[str, str]:
+    """What is said over the scatter, for each pair."""
+    said: dict[str, str] = {}
+    for row in relations.to_dicts():
+        key = f"{row['geometry']}|{row['robustness']}"
+        name = "Spearman’s ρ" if row["statistic"] == "spearman" else " With clean accuracy held fixed ρ"
+        if row["rho"] is None:
+            said[key] = said.get(key) or f"No correlation: {row['note']}."
+            continue
+        interval = "no interval" if row["low"] is None else f"95 % {decimal(row['low'])} to {decimal(row['high'])}"
+        p = "no p" if row["p_holm"] is None else f"Holm p = {number(row['p_holm'], 2)}"
+        said[key] = said.get(key, "") + f"{name} = {decimal(row['rho'])} ({interval}; {p})."
+        if row["statistic"] == "partial_spearman":
+            note = f"; {row['note']}" if row["note"] else ""
+            said[key] += f" {row['networks']} networks, {row['seeds']} seeds{note}."
+    return said
+
+
+def _short(column: pl.Series) -> list[float | None]:
+    return column.round_sig_figs(4).to_list()
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "under 1 s"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,228 @@
+"""Diagnose a network that the user already has: one call, one page."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from geophone import table
+from geophone.data import ImageData, Split, as_split, load
+from geophone.files import make_folder
+from geophone.measure import full_precision, measure
+from geophone.models import load_model
+from geophone.perturb import grid
+from geophone.provenance import now, write_provenance
+from geophone.record import Reduce, activation_layers, logits_of, spatial_mean
+from geophone.report import write_report
+from geophone.types import Model, Perturbation, device_of, evaluating
+
+DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD(steps=10)"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found.
+
+    Attributes:
+        table: Rows as `geophone.table` describes them.
+        report: The page; None when none was asked for.
+    """
+
+    table: pl.DataFrame
+    report: Path | None
+
+    @property
+    def problems(self) -> list[str]:
+        """What looks wrong with the measurement, in sentences."""
+        failed = self.table.filter(pl.col("metric").str.starts_with("check.") & (pl.col("value") == 1))
+        return failed["note"].to_list()
+
+
+def scan(
+    model: Model | str | Path,
+    data: Any,
+    perturb: str | Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
+    layers: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    *,
+    factory: str | None = None,
+    images: int | None = None,
+    device: str | None = None,
+    batch_size: int = 256,
+    reduce: Reduce = spatial_mean,
+    seed: int = 0,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Shake a network and see where it gives: its accuracy under every perturbation, and what happens in each layer.
+
+    Args:
+        model: A module, or what `load_model` reads: `file.py:factory`, a weights file with `factory`, a job's folder,
+            `timm:NAME`, `torchvision:NAME`.
+        data: A data set's name or path (its test images), an `ImageData`, a `Split`, or `(x, y)`.
+        perturb: Names, families or calls, as `geophone list perturbations` shows them, or perturbation objects.
+        layers: Layer names or shell patterns; default every activation and block output.
+        out: Path of the report, such as `report.html`; its table, figures and provenance go to the folder `report/`
+            beside it. None for no files.
+        factory: What makes the network when `model` is a weights file.
+        images: How many images, class-balanced; default all.
+        device: Where to run; default where the network is.
+        batch_size: Images per batch.
+        reduce: From a response `[n, ...]` to `[n, d]`.
+        seed: Keys everything random.
+        name: The network's name in table and report; default what `model` says.
+        progress: Called with (steps done, steps in all).
+
+    Raises:
+        GeophoneError: what was given cannot be used; the message says what, where and what to do.
+
+    >>> scan(my_model, "fashion_mnist_mini", "GaussianNoise, LinfPGD", out="report.html").problems
+    """
+    started, clock = now(), time.monotonic()
+    source = load(data) if isinstance(data, str | Path) else data
+    shape: dict[str, Any] = {}
+    if isinstance(source, ImageData) and len(source.train):
+        shape = {"classes": len(source.classes), "mean": source.mean, "std": source.std}
+    made: Model = load_model(model, factory, **shape) if isinstance(model, str | Path) else model
+    if device is not None and isinstance(made, torch.nn.Module):
+        made = made.to(device)
+    split = as_split(source)
+    split = split if images is None else split.take(images)
+    shakes = grid(perturb) if isinstance(perturb, str) else list(perturb)
+    label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
+    columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
+    if out is not None:
+        make_folder(Path(out).with_suffix(""))
+    rows = measure(
+        *(made, split, shakes, layers),
+        batch_size=batch_size,
+        reduce=reduce,
+        seed=seed,
+        columns=columns,
+        progress=progress,
+    )
+    rows = rows.vstack(table.frame({**columns, **row} for row in checks(made, split, rows)))
+    if out is None:
+        return Scan(rows, None)
+    page = Path(out)
+    folder = page.with_suffix("")
+    table.write(rows, folder / "table" / "scan.parquet")
+    write_provenance(
+        folder,
+        title=f"Scan of {label}",
+        seconds=time.monotonic() - clock,
+        started=started,
+        device=str(device_of(made)),
+        threads=torch.get_num_threads(),
+        seeds=[seed],
+    )
+    return Scan(rows, write_report(folder, page))
+
+
+def checks(model: Model, split: Split, rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader."""
+    clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
+    for name, problem, fine in (
+        _chance(clean),
+        _range(split),
+        _normalisation(model, split),
+        _activations(model),
+        _dead_layers(clean),
+        _samples(clean),
+    ):
+        yield {
+            "metric": f"check.{name}",
+            "value": float(problem is not None),
+            "note": problem or fine,
+            "n": len(split),
+        }
+
+
+Check = tuple[str, str | None, str]
+"""A check's name, the sentence for a problem (None when there is none), and the sentence for when all is well."""
+
+
+def _chance(clean: pl.DataFrame) -> Check:
+    row = clean.filter(pl.col("metric") == "accuracy").row(0, named=True)
+    chance = 1 / row["d"]
+    found = f"clean accuracy is {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}], chance is {chance:.3f}"
+    problem = None
+    if row["low"] <= chance:
+        problem = (
+            f"Not above chance: {found}. Check that labels and classes match, that the weights were loaded, and that "
+            "the images are scaled as in training."
+        )
+    return "chance_accuracy", problem, f"Above chance: {found}."
+
+
+def _range(split: Split) -> Check:
+    low, high = (float(v) / (255 if split.x.dtype == torch.uint8 else 1) for v in (split.x.min(), split.x.max()))
+    problem = None
+    if high - low < 0.5:
+        problem = (
+            f"The images use only [{low:.3f}, {high:.3f}] of [0, 1]: they may be scaled twice, and then every level "
+            "here is too large for them."
+        )
+    return "image_range", problem, f"The images fill [{low:.3f}, {high:.3f}] of [0, 1]."
+
+
+def _normalisation(model: Model, split: Split) -> Check:
+    """Does the network do better when the images are standardised outside it? Then it expects that."""
+    part = split.take(min(len(split), 1000)).to(device_of(model))
+    with evaluating(model), full_precision(), torch.no_grad():
+        x = torch.cat([batch.x for batch in part.batches(256)])
+        mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+
+        def accuracy(images: torch.Tensor) -> float:
+            answers = [logits_of(model, chunk).argmax(1) for chunk in images.split(256)]
+            return float((torch.cat(answers) == part.y).double().mean())
+
+        raw, standardised = accuracy(x), accuracy((x - mean) / std)
+    found = f"accuracy {raw:.3f} on images in [0, 1], {standardised:.3f} on standardised ones ({len(part)} images)"
+    problem = None
+    # 0.05 is beyond the 95 % interval of a difference of two shares of 1,000 images (at most 0.044).
+    if standardised > raw + 0.05:
+        problem = (
+            f"The network seems to expect normalised images: {found}. Put the normalisation inside, as its first layer "
+            "(geophone.models.Normalise), so that levels and eps mean what they say."
+        )
+    return "normalisation_outside", problem, f"No sign of normalisation outside the network: {found}."
+
+
+def _activations(model: Model) -> Check:
+    count = len(activation_layers(model))
+    problem = None
+    if count == 0:
+        problem = (
+            "The network has no activation modules (it calls functions such as F.relu), so responses were recorded "
+            "before them: class selectivity is undefined there. Use nn.ReLU modules, or tap the modules that call it."
+        )
+    return "activation_modules", problem, f"{count} activation modules can be recorded."
+
+
+def _dead_layers(clean: pl.DataFrame) -> Check:
+    rows = clean.filter(pl.col("metric") == "dead_fraction", pl.col("value") >= 0.5).sort("depth")
+    problem = None
+    if len(rows):
+        worst = ", ".join(f"{r['layer']} ({r['value']:.0%} of {r['d']} units)" for r in rows.head(5).to_dicts())
+        problem = f"Dead layers: half or more of the units answer the same to every image in {worst}."
+    return "dead_layers", problem, "No layer has half of its units dead."
+
+
+def _samples(clean: pl.DataFrame) -> Check:
+    rows = clean.filter(pl.col("metric") == "participation_ratio", pl.col("n") < 5 * pl.col("d")).sort(
+        "d", descending=True
+    )
+    problem = None
+    if len(rows):
+        row = rows.row(0, named=True)
+        problem = (
+            f"Too few images for the width: {row['n']} images for {row['d']} units in {row['layer']} "
+            f"({len(rows)} such layers). Dimensions are then biased down (at least 5 images per unit are advised); "
+            "trust participation_ratio_corrected and cka, which are corrected for it."
+        )
+    return "samples_for_width", problem, "Every layer has at least 5 images per unit."

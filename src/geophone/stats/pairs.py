@@ -1,0 +1,123 @@
+"""Statistics of two aligned streams: row i of both comes from the same example."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from geophone.stats.moments import Moments, merged_mean
+from geophone.stats.statistic import double
+from geophone.types import Pair
+
+
+@dataclass(frozen=True)
+class CrossMoments:
+    """Moments of two streams and between them: all that linear CKA, biased and unbiased, needs.
+
+    With u = a - mean(a) and v = b - mean(b). One pass, exact for any split of the data, no n × n matrix.
+
+    Attributes:
+        a: Moments of the first stream, `p` units.
+        b: Moments of the second, `q` units.
+        cross: Sum of u v', `[p, q]`.
+        third_a: Sum of |v|² u, `[p]`.
+        third_b: Sum of |u|² v, `[q]`.
+        fourth: Sum of |u|² |v|², a scalar.
+    """
+
+    a: Moments
+    b: Moments
+    cross: Float[Tensor, "p q"]
+    third_a: Float[Tensor, " p"]
+    third_b: Float[Tensor, " q"]
+    fourth: Float[Tensor, ""]
+
+    reads: ClassVar[str] = "pair"
+
+    @classmethod
+    def of(cls, batch: Pair) -> "CrossMoments":
+        """Cross moments of one batch of pairs."""
+        a, b = Moments.of_rows(batch.a), Moments.of_rows(batch.b)
+        u, v = double(batch.a) - a.mean, double(batch.b) - b.mean
+        square_u, square_v = u.square().sum(1), v.square().sum(1)
+        return cls(a, b, u.T @ v, square_v @ u, square_u @ v, square_u @ square_v)
+
+    def __add__(self, other: "CrossMoments") -> "CrossMoments":
+        mean_a, mean_b = merged_mean(self.a, other.a), merged_mean(self.b, other.b)
+        one, two = self._about(mean_a, mean_b), other._about(mean_a, mean_b)
+        sums = (x + y for x, y in zip(one, two, strict=True))
+        return CrossMoments(self.a + other.a, self.b + other.b, *sums)
+
+    def _about(self, point_a: Tensor, point_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four sums about other points: u becomes u + s, v becomes v + t."""
+        s, t = self.a.mean - point_a, self.b.mean - point_b
+        ss, tt = s @ s, t @ t
+        cross_t, cross_s = self.cross @ t, s @ self.cross
+        return (
+            self.cross + self.n * torch.outer(s, t),
+            self.third_a + s * self.b.trace + 2 * cross_t + self.n * tt * s,
+            self.third_b + t * self.a.trace + 2 * cross_s + self.n * ss * t,
+            self.fourth
+            + 2 * (t @ self.third_b + s @ self.third_a)
+            + tt * self.a.trace
+            + ss * self.b.trace
+            + 4 * s @ cross_t
+            + self.n * ss * tt,
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.a.n
+
+    @property
+    def d(self) -> int:
+        """Number of units of the first stream."""
+        return self.a.d
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Where a perturbation moves the responses: moments of b - a beside the spread of a.
+
+    The difference is taken before anything is summed, so a displacement of zero stays exactly zero.
+
+    Attributes:
+        shift: Moments of b - a.
+        mean: Mean of a, `[d]`.
+        spread: Sum of |a - mean|², a scalar.
+    """
+
+    shift: Moments
+    mean: Float[Tensor, " d"]
+    spread: Float[Tensor, ""]
+
+    reads: ClassVar[str] = "pair"
+
+    @classmethod
+    def of(cls, batch: Pair) -> "Displacement":
+        """Displacement of one batch of pairs with the same units."""
+        a = double(batch.a)
+        mean = a.mean(0)
+        return cls(Moments.of_rows(double(batch.b) - a), mean, (a - mean).square().sum())
+
+    def __add__(self, other: "Displacement") -> "Displacement":
+        between = other.mean - self.mean
+        n = self.n + other.n
+        return Displacement(
+            self.shift + other.shift,
+            self.mean + between * (other.n / n),
+            self.spread + other.spread + between @ between * (self.n * other.n / n),
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.shift.n
+
+    @property
+    def d(self) -> int:
+        """Number of units."""
+        return self.shift.d

@@ -1,0 +1,195 @@
+"""Running jobs: in this process, in several, or on a Ray cluster. What was finished is never done again."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from geophone.errors import GeophoneError
+from geophone.files import make_folder, write_text
+from geophone.provenance import now, write_provenance
+from geophone.registry import load_plugin
+from geophone.study.job import Job, Progress, run_job
+from geophone.study.studies import Study
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    name: str = "study",
+    executor: Executor | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    plugins: Sequence[Path] = (),
+    progress: Progress | None = None,
+    finished: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Run all jobs of a study that are not done yet; the folder of its table.
+
+    Interrupted at any moment, it loses at most what its running jobs did since their last epoch; the same call goes on.
+    A job that fails does not stop the others; their errors are raised together at the end.
+
+    Args:
+        study: What to run.
+        out: Folder for the table, the networks and the provenance. For a cluster it must be shared by all machines.
+        name: The study's name.
+        executor: Any `concurrent.futures.Executor`; default this process, one job after the other.
+        threads: Torch threads per job. Sums depend on it in the last digits, so a resumed study keeps its first value;
+            default all cores.
+        device: Where networks are trained and measured, such as "cuda".
+        plugins: Files to load in every worker.
+        progress: Called with (stage, steps done, steps in all) by jobs in this process.
+        finished: Called with (jobs done, jobs in all).
+
+    Raises:
+        GeophoneError: `out` belongs to another study or is in use, or jobs failed.
+    """
+    started, clock = now(), time.monotonic()
+    jobs = list(study.jobs())
+    for job in jobs:
+        job.check()
+    with _locked(make_folder(out)):
+        threads = _settle(out, name, study, threads)
+        open_jobs = [job for job in jobs if not job.shard(out).is_file()]
+        done = len(jobs) - len(open_jobs)
+        if finished is not None:
+            finished(done, len(jobs))
+        failures: list[str] = []
+        for job, error in _outcomes(open_jobs, out, executor, device, threads, tuple(plugins), progress):
+            if error is None and not job.shard(out).is_file():
+                error = GeophoneError(
+                    f"its rows are not in {out}. Several machines need a folder that all of them share."
+                )
+            if error is not None:
+                failures.append(f"{job.recipe}, seed {job.seed}: {error}")
+                continue
+            done += 1
+            if finished is not None:
+                finished(done, len(jobs))
+        write_provenance(
+            out,
+            title=f"{name} ({study.size})",
+            question=study.question,
+            study=name,
+            seconds=time.monotonic() - clock if open_jobs else 0.0,
+            started=started,
+            device=device,
+            threads=threads,
+            seeds=sorted({job.seed for job in jobs}),
+            networks=done,
+            notes=[f"failed: {failure}" for failure in failures],
+        )
+    if failures:
+        raise GeophoneError(f"{len(failures)} of {len(jobs)} jobs failed. " + " | ".join(failures))
+    return out
+
+
+def _outcomes(
+    jobs: Sequence[Job],
+    out: Path,
+    executor: Executor | None,
+    device: str,
+    threads: int,
+    plugins: tuple[Path, ...],
+    progress: Progress | None,
+) -> Iterator[tuple[Job, BaseException | None]]:
+    """Each job with its error, if it had one, as they end."""
+    if executor is None:
+        for job in jobs:
+            failure = None
+            try:
+                work(job, out, device, threads, plugins, progress)
+            except GeophoneError as error:
+                failure = error
+            yield job, failure
+        return
+    futures: dict[Future[Path], Job] = {executor.submit(work, job, out, device, threads, plugins): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.exception()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def work(
+    job: Job, out: Path, device: str, threads: int, plugins: tuple[Path, ...] = (), progress: Progress | None = None
+) -> Path:
+    """One job as a worker does it: plug-ins loaded, number of threads set and restored."""
+    for plugin in plugins:
+        load_plugin(plugin)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return run_job(job, out, device, progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _settle(out: Path, name: str, study: Study, threads: int | None) -> int:
+    """Write down what this folder is for, or check it; the number of threads to use."""
+    path = out / "study.json"
+    if path.is_file():
+        try:
+            known: dict[str, Any] = json.loads(path.read_text())
+            its_name, its_size, its_threads = known["study"], known["size"], int(known["threads"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise GeophoneError(f"{path} is not readable. Delete the folder, or choose another with --out.") from None
+        if (its_name, its_size) != (name, study.size):
+            raise GeophoneError(
+                f"{out} holds the study {its_name} at size {its_size}, not {name} at size {study.size}. "
+                "Choose another folder with --out."
+            )
+        if threads not in (None, its_threads):
+            raise GeophoneError(f"{out} was begun with {its_threads} threads; {threads} would give other last digits.")
+        return its_threads
+    settled = threads or os.cpu_count() or 1
+    write_text(path, json.dumps({"study": name, "size": study.size, "threads": settled}, indent=2))
+    return settled
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder, and clear away what a killed one left half-written."""
+    try:
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise GeophoneError(f"another run is writing in {out}. Wait for it, or choose another --out.") from None
+    with lock:
+        for leftover in out.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def ray_executor(workers: int | None = None) -> Iterator[Executor]:
+    """An executor whose jobs run on Ray: the cluster at `$RAY_ADDRESS`, else `workers` processes of this machine.
+
+    A job whose worker dies is tried again, up to three times, and goes on after its last finished epoch.
+
+    Raises:
+        GeophoneError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise GeophoneError("Ray is not installed. Run: pip install 'geophone[ray]'") from None
+    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level="error", ignore_reinit_error=True, **own)
+
+    class RayExecutor(Executor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return ray.remote(num_cpus=1, max_retries=3)(fn).remote(*args, **kwargs).future()
+
+    try:
+        yield RayExecutor()
+    finally:
+        ray.shutdown()

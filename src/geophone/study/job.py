@@ -1,0 +1,139 @@
+"""A job: train one network, shake it, and append its rows to the table. Its id is the hash of its content."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from geophone import table
+from geophone.data import load
+from geophone.errors import GeophoneError
+from geophone.files import make_folder, write_text
+from geophone.measure import measure
+from geophone.models.load import save_network
+from geophone.perturb import grid
+from geophone.record import REDUCTIONS
+from geophone.registry import MODELS, RECIPES, parse_call
+from geophone.train import Training, fit, initialised
+
+VERSION = 1
+"""Part of every job's id: raised when the same job would give other rows."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, steps done and steps in all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a network's rows of the table, as plain values.
+
+    Attributes:
+        dataset: A registered data set or a path.
+        model: A registered network as code, such as `small_cnn(width=8)`.
+        recipe: A registered recipe as code, such as `SelectivityRegularised(alpha=-1)`.
+        seed: Keys everything random.
+        training: Length and schedule.
+        perturbations: Registered perturbations as code; without its level, one stands for all its default levels.
+        layers: Names or patterns of the layers to record; default every activation and block output.
+        metrics: Names of metrics; default all that are registered.
+        reduce: How a response becomes one number per unit.
+        images: How many test images to measure, class-balanced; default all.
+        batch_size: Images per batch while measuring.
+    """
+
+    dataset: str
+    model: str
+    recipe: str
+    seed: int
+    training: Training
+    perturbations: tuple[str, ...] = ()
+    layers: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None
+    reduce: str = "spatial_mean"
+    images: int | None = None
+    batch_size: int = 256
+
+    @property
+    def id(self) -> str:
+        """The hash of the job's content: 16 hexadecimal digits."""
+        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def shard(self, out: Path) -> Path:
+        """The file of the job's rows. The job is done when it exists."""
+        return out / "table" / f"{self.id}.parquet"
+
+    def folder(self, out: Path) -> Path:
+        """Where the job's network is; `load_model` and `geophone scan` read it."""
+        return out / "jobs" / self.id
+
+    def check(self) -> None:
+        """Find out what is not registered before hours of work are lost.
+
+        Raises:
+            GeophoneError: an unknown model, recipe, perturbation, metric or reduction.
+        """
+        MODELS[parse_call(self.model, "model")[0]]
+        RECIPES.build(self.recipe)
+        for text in self.perturbations:
+            grid(text)
+        if self.reduce not in REDUCTIONS:
+            raise GeophoneError(f"unknown reduction {self.reduce!r}. Allowed: {', '.join(REDUCTIONS)}.")
+
+
+def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:
+    """Do one job, or return at once when it is done; the path of its rows.
+
+    A job that was interrupted goes on after its last finished epoch.
+    """
+    shard = job.shard(out)
+    if shard.is_file():
+        return shard
+    folder = make_folder(job.folder(out))
+    write_text(folder / "job.json", json.dumps({"id": job.id, **asdict(job)}, indent=2))
+
+    def stage(name: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, steps: progress(name, done, steps)
+
+    data = load(job.dataset).to(torch.device(device))
+    name, given = parse_call(job.model, "model")
+    arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
+    model = initialised(lambda: MODELS[name](**arguments), job.seed).to(device)
+    checkpoint = folder / "training.pt"
+    recipe = RECIPES.build(job.recipe)
+    history = fit(model, data, recipe, job.training, seed=job.seed, checkpoint=checkpoint, progress=stage("training"))
+    save_network(model, folder, name, arguments)
+    best = max(history, key=lambda record: record["accuracy"]) if len(data.val) else history[-1]
+    columns = {
+        "job": job.id,
+        "dataset": data.name,
+        "model": job.model,
+        "recipe": job.recipe,
+        "seed": job.seed,
+    }
+    rows = measure(
+        model,
+        data.test if job.images is None else data.test.take(job.images),
+        [p for text in job.perturbations for p in grid(text)],
+        job.layers,
+        job.metrics,
+        batch_size=job.batch_size,
+        reduce=REDUCTIONS[job.reduce],
+        seed=job.seed,
+        columns={**columns, "epoch": int(best["epoch"])},
+        progress=stage("measuring"),
+    )
+    course = table.frame(
+        {**columns, "epoch": int(record["epoch"]), "metric": metric, "value": record[key], "n": n}
+        for record in history
+        for metric, key, n in (
+            ("training_loss", "loss", len(data.train)),
+            ("validation_accuracy", "accuracy", len(data.val)),
+        )
+    )
+    table.write(rows.vstack(course), shard)
+    checkpoint.unlink(missing_ok=True)
+    return shard

@@ -1,0 +1,145 @@
+"""What a study is, and the studies of the package."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from geophone.errors import GeophoneError, unknown
+from geophone.registry import STUDIES, load_plugin
+from geophone.study.job import Job
+from geophone.train import Training
+
+SIZES = ("demo", "small", "full")
+
+
+@runtime_checkable
+class Study(Protocol):
+    """A frozen dataclass with the fields `size` and `seeds` that expands to jobs.
+
+    `question` is what it answers, in one sentence; it heads the report.
+    """
+
+    question: ClassVar[str]
+    size: str
+    seeds: tuple[int, ...] | None
+
+    def jobs(self) -> Sequence[Job]:
+        """The jobs, in the order in which they run."""
+        ...
+
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def study(name: str) -> Callable[[C], C]:
+    """Decorator: register a study under a name for `geophone run NAME`."""
+
+    def register(cls: C) -> C:
+        STUDIES.add(name, cls)
+        return cls
+
+    return register
+
+
+def find_study(text: str, size: str, seeds: tuple[int, ...] | None) -> tuple[str, Study]:
+    """A study's name and the study: a registered one, or the one that a Python file registers.
+
+    Raises:
+        GeophoneError: unknown study or size, no study in the file, or several.
+    """
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    file, _, name = text.partition(".py:")
+    if name or text.endswith(".py"):
+        path = Path(text if text.endswith(".py") else f"{file}.py")
+        before = set(STUDIES)
+        load_plugin(path)
+        own = [known for known in STUDIES if known not in before or STUDIES.origin(known) == path.name]
+        if not own:
+            raise GeophoneError(f"{path} registers no study. Decorate a frozen dataclass with @geophone.study('name').")
+        if not name and len(own) > 1:
+            raise GeophoneError(f"{path} has several studies: {', '.join(own)}. Choose one as {path}:{own[0]}.")
+        text = name or own[0]
+    made: Study = STUDIES[text](size=size, seeds=seeds)
+    return text, made
+
+
+@study("demo")
+@dataclass(frozen=True)
+class Demo:
+    """The whole instrument in a few minutes: seven recipes, noise, corruptions and attacks, on real images.
+
+    Sizes: `demo` takes minutes on two cores (2 seeds), `small` about an hour (5 seeds, more images and finer levels),
+    `full` the whole of Fashion-MNIST with ResNet20 (10 seeds; best on a GPU).
+    """
+
+    question: ClassVar[str] = (
+        "Do networks whose inner geometry differs (class selectivity, dimensionality) differ in robustness too?"
+    )
+    size: str = "demo"
+    seeds: tuple[int, ...] | None = None
+
+    RECIPES: ClassVar[tuple[str, ...]] = (
+        "Standard",
+        "SelectivityRegularised(alpha=-2)",
+        "SelectivityRegularised(alpha=-1)",
+        "SelectivityRegularised(alpha=1)",
+        "SelectivityRegularised(alpha=2)",
+        "NoiseAugmented(std=0.2)",
+    )
+
+    def jobs(self) -> Sequence[Job]:
+        """Every recipe with every seed; all recipes of a seed before the next seed."""
+        setting = _DEMO[self.size]
+        seeds = self.seeds if self.seeds is not None else tuple(range(setting["seeds"]))
+        recipes = (*self.RECIPES, setting["adversarial"])
+        return [
+            Job(
+                dataset=setting["dataset"],
+                model=setting["model"],
+                recipe=recipe,
+                seed=seed,
+                training=setting["training"],
+                perturbations=setting["perturbations"],
+                images=setting["images"],
+            )
+            for seed in seeds
+            for recipe in recipes
+        ]
+
+
+_NATURAL = (
+    *("GaussianNoise", "UniformNoise", "SaltAndPepper"),
+    *("Brightness", "Contrast", "GaussianBlur", "Pixelate"),
+)
+
+_DEMO: dict[str, dict[str, Any]] = {
+    "demo": {
+        "seeds": 2,
+        "dataset": "fashion_mnist_mini",
+        "model": "small_cnn(width=8)",
+        "training": Training(epochs=3),
+        "adversarial": "Adversarial(eps=0.05, steps=3)",
+        "images": 1000,
+        "perturbations": (*_NATURAL, "FGSM", "LinfPGD(steps=10)", "L2PGD(steps=10)"),
+    },
+    "small": {
+        "seeds": 5,
+        "dataset": "fashion_mnist_mini",
+        "model": "small_cnn(width=16)",
+        "training": Training(epochs=10, crop=2),
+        "adversarial": "Adversarial(eps=0.05, steps=7)",
+        "images": None,
+        "perturbations": (*_NATURAL, "FGSM", "LinfPGD(steps=20)", "L2PGD(steps=20)"),
+    },
+    "full": {
+        "seeds": 10,
+        "dataset": "fashion_mnist",
+        "model": "resnet20",
+        "training": Training(epochs=30, batch_size=256, crop=4, flip=True),
+        "adversarial": "Adversarial(eps=0.05, steps=7)",
+        "images": None,
+        "perturbations": (*_NATURAL, "FGSM", "LinfPGD(steps=40)", "L2PGD(steps=40)"),
+    },
+}

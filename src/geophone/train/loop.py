@@ -1,0 +1,209 @@
+"""The training loop: one function for every recipe, to be read from top to bottom."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from geophone.data import ImageData, crop_flip
+from geophone.errors import GeophoneError
+from geophone.files import replacing
+from geophone.rng import draws, key, stream
+from geophone.stats import Outcomes, total
+from geophone.types import Recipe, describe, device_of, evaluating
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast to train: SGD with Nesterov momentum, and a schedule of the learning rate.
+
+    The rate rises linearly over the first `warmup` share of the steps. Then it falls to 0 along a half cosine, or, with
+    `milestones`, is multiplied by 0.1 at the end of each of these epochs.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step; the last, shorter batch of an epoch is left out.
+        lr: Largest learning rate.
+        momentum: Of SGD.
+        weight_decay: On all parameters.
+        warmup: Share of all steps, in [0, 1).
+        milestones: Epochs after which the rate falls tenfold.
+        crop: Padding in pixels for random crops; 0 for none.
+        flip: Whether to mirror images at random.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    milestones: tuple[int, ...] = ()
+    crop: int = 0
+    flip: bool = False
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of one step out of `steps`."""
+        done = step / steps
+        if done < self.warmup:
+            return self.lr * (step + 1) / (self.warmup * steps + 1)
+        if self.milestones:
+            return self.lr * 0.1 ** sum(done * self.epochs >= epoch for epoch in self.milestones)
+        return self.lr * 0.5 * (1 + cos(pi * (done - self.warmup) / (1 - self.warmup)))
+
+
+def initialised(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network whose initial weights depend on the seed only; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key(seed, "weights"))
+        return make()
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    training: Training = Training(),
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, int | float]]:
+    """Train a network in place and leave it at the epoch with the best validation accuracy (the first such).
+
+    Without validation images it stays at the last epoch. Deterministic for one seed on one kind of device and number of
+    threads. On CUDA the training step runs under bfloat16 autocast.
+
+    Args:
+        model: Trained in place, on the device where it is.
+        data: Training and validation images.
+        recipe: How a batch becomes a loss.
+        training: Length and schedule.
+        seed: Keys the order of the images, the augmentation and the recipe's randomness.
+        checkpoint: A file for the state after each epoch. When it is there already, training goes on from it.
+        progress: Called with (steps done, steps in all).
+
+    Returns:
+        One record per epoch: epoch (from 1), mean training loss, validation accuracy.
+
+    Raises:
+        GeophoneError: no training images, a loss that is not finite, or a checkpoint of something else.
+    """
+    device = device_of(model)
+    data = data.to(device)
+    per_epoch = len(data.train) // training.batch_size
+    if per_epoch == 0:
+        raise GeophoneError(
+            f"{data.name} has {len(data.train)} training images, fewer than one batch of {training.batch_size}. "
+            "Give more images or a smaller batch_size."
+        )
+    steps = per_epoch * training.epochs
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=True,
+    )
+    purpose = f"{describe(recipe)} {asdict(training)} seed {seed}"
+    history: list[dict[str, int | float]] = []
+    best: dict[str, Any] = {"accuracy": -1.0, "weights": {}}
+    if checkpoint is not None and checkpoint.is_file():
+        history, best = _resume(checkpoint, purpose, model, optimizer, device)
+
+    with _deterministic():
+        for epoch in range(len(history), training.epochs):
+            model.train()
+            order = torch.randperm(len(data.train), generator=stream(seed, "order", epoch)).to(device)
+            losses = []
+            for i, batch in enumerate(
+                data.train.batches(training.batch_size, order[: per_epoch * training.batch_size])
+            ):
+                step = epoch * per_epoch + i
+                rng = draws(seed, "train", epoch, index=batch.index)
+                x = crop_flip(batch.x, rng.child("augment"), training.crop, training.flip)
+                x = x.contiguous(memory_format=torch.channels_last)
+                for group in optimizer.param_groups:
+                    group["lr"] = training.rate(step, steps)
+                optimizer.zero_grad()
+                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                    loss = recipe.loss(model, x, batch.y, rng)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+                if progress is not None:
+                    progress(step + 1, steps)
+            mean_loss = float(torch.stack(losses).double().mean())
+            if not isfinite(mean_loss):
+                raise GeophoneError(
+                    f"training with {describe(recipe)} diverged in epoch {epoch + 1}: the loss is {mean_loss}. "
+                    f"Lower the learning rate ({training.lr})."
+                )
+            accuracy = _accuracy(model, data, training.batch_size)
+            history.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy})
+            if accuracy > best["accuracy"] or len(data.val) == 0:
+                best = {"accuracy": accuracy, "weights": {k: v.clone() for k, v in model.state_dict().items()}}
+            if checkpoint is not None:
+                _save(checkpoint, purpose, model, optimizer, history, best)
+    model.load_state_dict(best["weights"])
+    model.eval()
+    return history
+
+
+def _accuracy(model: nn.Module, data: ImageData, batch_size: int) -> float:
+    """Share of the validation images classified right; 0 when there are none."""
+    if len(data.val) == 0:
+        return 0.0
+    with evaluating(model), torch.no_grad():
+        outcomes = total(Outcomes.of(batch.with_x(model(batch.x))) for batch in data.val.batches(2 * batch_size))
+    return float(outcomes.correct.sum()) / outcomes.n
+
+
+def _save(
+    path: Path,
+    purpose: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[Any],
+    best: dict[str, Any],
+) -> None:
+    state = {"purpose": purpose, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with replacing(path) as temporary:
+        torch.save({**state, "history": history, "best": best}, temporary)
+
+
+def _resume(
+    path: Path, purpose: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["purpose"] != purpose:
+            raise GeophoneError(
+                f"{path} is the state of another training ({state['purpose']}). Delete it to start anew."
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["history"], state["best"]
+    except GeophoneError:
+        raise
+    except Exception as error:  # a broken file fails in many ways
+        raise GeophoneError(f"{path} is not a readable training state ({error}). Delete it to start anew.") from None
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic kernels inside the block; the global switches are as they were after it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,122 @@
+"""Closed forms of class selectivity (specification §10). All to 1e-9."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geophone.metrics import Undefined, class_selectivity, class_selectivity_floor
+from geophone.metrics.selectivity import EPS
+from geophone.rng import stream
+from geophone.stats import ClassMeans
+from geophone.types import Batch
+
+TOLERANCE = 1e-9
+
+
+def selectivity(means, eps_free: bool = True):
+    """SI of units given their class means `[k]` or `[k, d]`; scaled up so that eps = 1e-7 is below the tolerance."""
+    means = torch.as_tensor(means, dtype=torch.float64).reshape(len(means), -1)
+    scale = 1e6 if eps_free else 1.0
+    return class_selectivity(means * scale, torch.arange(len(means)))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_of_a_ratio(ratio):
+    """SI = (1 - r)/(1 + r) = tanh(ln(1/r)/2)."""
+    found = selectivity([1.0, ratio]).item()
+    assert found == pytest.approx((1 - ratio) / (1 + ratio), abs=TOLERANCE)
+    if ratio > 0:
+        assert found == pytest.approx(math.tanh(0.5 * math.log(1 / ratio)), abs=TOLERANCE)
+
+
+def test_half_is_a_third():
+    assert selectivity([2.0, 1.0, 1.0, 1.0]).item() == pytest.approx(1 / 3, abs=TOLERANCE)
+
+
+def test_dead_unit_is_exactly_zero():
+    assert selectivity([0.0] * 10).item() == 0.0
+
+
+def test_one_hot():
+    """m/(m + eps), with eps seen."""
+    assert selectivity([0.5, 0.0, 0.0], eps_free=False).item() == pytest.approx(0.5 / (0.5 + EPS), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "k", "wanted"), [(10, 2, 0.8), (10, 5, 5 / 13), (200, 2, 198 / 200), (200, 100, 100 / 298)]
+)
+def test_k_equal_classes(classes, k, wanted):
+    """k of C classes equal, the rest 0: (C - k)/(C + k - 2)."""
+    found = selectivity([1.0] * k + [0.0] * (classes - k)).item()
+    assert found == pytest.approx(wanted, abs=TOLERANCE)
+    assert wanted == pytest.approx((classes - k) / (classes + k - 2))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_ramp(classes):
+    """m_c = c: C/(3C - 4)."""
+    assert selectivity([float(c) for c in range(classes)]).item() == pytest.approx(
+        classes / (3 * classes - 4), abs=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize(("shift", "wanted"), [(0, 0.5), (1, 1 / 3), (3, 0.2), (9, 1 / 11)])
+def test_not_invariant_to_a_shift(shift, wanted):
+    assert selectivity([3.0 + shift] + [1.0 + shift] * 9).item() == pytest.approx(wanted, abs=TOLERANCE)
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(
+    means=st.lists(st.floats(0.01, 10), min_size=2, max_size=12),
+    scale=st.floats(1e-2, 1e4),
+    seed=st.integers(0, 100),
+)
+def test_range_scale_and_class_order(means, scale, seed):
+    found = selectivity(means).item()
+    assert 0 <= found <= 1
+    assert selectivity([m * scale for m in means]).item() == pytest.approx(found, abs=TOLERANCE)
+    order = torch.randperm(len(means), generator=stream(seed))
+    assert selectivity([means[i] for i in order]).item() == pytest.approx(found, abs=TOLERANCE)
+
+
+def test_unbalanced_labels_do_not_make_a_constant_unit_selective():
+    x = torch.full((10, 1), 1e6, dtype=torch.float64)
+    y = torch.tensor([0] * 7 + [1, 1, 2])
+    assert class_selectivity(x, y).item() == pytest.approx(0, abs=TOLERANCE)
+    # Mutant: per-class sums in place of means, as one public implementation has it.
+    means = ClassMeans.of(Batch(x, y, torch.arange(10)))
+    sums = ClassMeans(means.count, means.mean * means.count[:, None])
+    assert class_selectivity(sums).item() > 0.5
+
+
+def test_absent_class_does_not_enter_as_zero():
+    """Dropping a class gives the SI of the remaining ones, whatever the label of the missing one."""
+    without = selectivity([3.0, 1.0, 2.0]).item()
+    x = torch.tensor([[3e6], [1e6], [2e6]], dtype=torch.float64)
+    assert class_selectivity(x, torch.tensor([0, 2, 4])).item() == pytest.approx(without, abs=TOLERANCE)
+    # Mutant: absent classes as zero means.
+    assert selectivity([3.0, 0.0, 1.0, 0.0, 2.0]).item() > without + 0.1
+
+
+def test_refuses_negative_responses_and_single_classes():
+    with pytest.raises(Undefined, match="below 0"):
+        selectivity([-1.0, 2.0])
+    with pytest.raises(Undefined, match="two classes"):
+        class_selectivity(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(1000, 0.0270), (500, 0.0382), (26, 0.152)])
+def test_finite_sample_floor(n, wanted):
+    """Exponential responses (CV 1) without class information, C = 10.
+
+    For large n the formula E_C · C/(C-1) / (2 sqrt n) with E_C = 1.5388; for n = 26 the simulated value of §10, since the
+    formula is a first order in 1/sqrt n. The mean of 1,000 units is known to 1 %, the simulated value to three digits:
+    allow three standard errors.
+    """
+    generator = stream("floor", n)
+    x = -torch.rand(10 * n, 1000, generator=generator, dtype=torch.float64).log()
+    y = torch.arange(10).repeat(n)[torch.randperm(10 * n, generator=generator)]
+    assert class_selectivity_floor(x, y).mean().item() == pytest.approx(wanted, rel=0.03)

@@ -1,0 +1,257 @@
+"""A user's own images: folders in the usual layouts, and `.npz` files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geophone.data import load
+from geophone.errors import GeophoneError
+
+
+def picture(seed, mode="RGB", size=(6, 5)):
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return array
+
+
+def fill(root, part, each=2, mode="RGB", classes=("ant", "bee"), inner="", suffix=".png"):
+    """Write `each` pictures per class; what they must be read as, in order."""
+    return [
+        save(root / part / name / inner / f"{i}{suffix}", picture([len(part), len(name), ord(name[0]), i], mode))
+        for name in classes
+        for i in range(each)
+    ]
+
+
+def pixels(split):
+    x = split.x.permute(0, 2, 3, 1).numpy()
+    return x if x.shape[3] > 1 else x[..., 0]
+
+
+def test_train_and_test(tmp_path):
+    train, test = fill(tmp_path, "train", 10), fill(tmp_path, "test", 3)
+    data = load(tmp_path)
+    assert (data.name, data.classes, data.channels, data.size) == (tmp_path.name, ("ant", "bee"), 3, (5, 6))
+    assert np.array_equal(pixels(data.test), test)
+    assert data.test.y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (len(data.train), len(data.val)) == (18, 2)
+    assert np.array_equal(pixels(data.train), np.array(train)[data.train.index])
+    assert data.val.y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+def test_train_val_and_test(tmp_path, validation):
+    fill(tmp_path, "train", 4)
+    val, test = fill(tmp_path, validation), fill(tmp_path, "test", 1)
+    data = load(str(tmp_path))
+    assert np.array_equal(pixels(data.val), val)
+    assert np.array_equal(pixels(data.test), test)
+    assert len(data.train) == 8
+
+
+def test_with_train_and_val_only_val_is_the_test_part(tmp_path):
+    fill(tmp_path, "train", 10)
+    val = fill(tmp_path, "val")
+    data = load(tmp_path)
+    assert np.array_equal(pixels(data.test), val)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 4)
+
+
+def test_a_flat_folder_is_all_test(tmp_path):
+    images = fill(tmp_path, ".", 3)
+    (tmp_path / ".cache").mkdir()
+    data = load(tmp_path)
+    assert np.array_equal(pixels(data.test), images)
+    assert (len(data.train), len(data.val)) == (0, 0)
+
+
+@pytest.mark.parametrize("sorted_val", [False, True])
+def test_tiny_imagenet(tmp_path, sorted_val):
+    wnids = ("n01443537", "n01629819")
+    train = fill(tmp_path, "train", 10, classes=wnids, inner="images")
+    (tmp_path / "train" / wnids[0] / f"{wnids[0]}_boxes.txt").write_text("0.JPEG\t0\t0\t62\t62\n")
+    save(tmp_path / "test" / "images" / "test_0.png", picture(99))  # without labels, so it is no part
+    if sorted_val:
+        val = fill(tmp_path, "val", 2, classes=wnids, inner="images")
+    else:
+        val = [save(tmp_path / "val" / "images" / f"val_{i}.png", picture(i)) for i in range(4)]
+        lines = [f"val_{i}.png\t{wnids[i > 1]}\t0\t32\t44\t62\n" for i in (3, 0, 2, 1)]
+        (tmp_path / "val" / "val_annotations.txt").write_text("".join(lines))
+    (tmp_path / "wnids.txt").write_text("\n".join(wnids[::-1]))
+    data = load(tmp_path)
+    assert data.classes == wnids
+    assert np.array_equal(pixels(data.test), val)
+    assert data.test.y.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(pixels(data.train), np.array(train)[data.train.index])
+
+
+def test_jpegs_of_any_suffix_are_decoded_as_pillow_does(tmp_path):
+    paths = [tmp_path / "ant" / name for name in ("a.jpg", "b.jpeg", "c.JPEG", "d.JPG")]
+    for i, path in enumerate(paths):
+        save(path, picture(i))
+    assert np.array_equal(pixels(load(tmp_path).test), [np.asarray(Image.open(path).convert("RGB")) for path in paths])
+
+
+def test_all_grey_is_one_channel_and_some_grey_is_rgb(tmp_path):
+    grey = fill(tmp_path / "grey", ".", 2, mode="L")
+    data = load(tmp_path / "grey")
+    assert data.channels == 1
+    assert np.array_equal(pixels(data.test), grey)
+    mixed = [
+        save(tmp_path / "mixed" / "ant" / "0.png", picture(0, "L")),
+        save(tmp_path / "mixed/ant/1.png", picture(1)),
+    ]
+    assert np.array_equal(pixels(load(tmp_path / "mixed").test), [np.stack([mixed[0]] * 3, 2), mixed[1]])
+
+
+def test_transparency_is_dropped(tmp_path):
+    rgba = np.dstack([picture(0), picture(1, "L")])
+    save(tmp_path / "ant" / "0.png", rgba)
+    assert np.array_equal(pixels(load(tmp_path).test)[0], rgba[..., :3])
+
+
+def break_folder(root, how):
+    fill(root, "train", 4)
+    fill(root, "test", 2)
+    file = root / "test" / "bee" / "1.png"
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:-30])
+    elif how == "not an image":
+        file.write_text("hello")
+    elif how == "empty image":
+        file.write_bytes(b"")
+    elif how == "another size":
+        save(file, picture(0, size=(7, 5)))
+    elif how == "sixteen bits":
+        save(file, picture(0, "L").astype(np.uint16))
+    elif how == "a class that train lacks":
+        save(root / "test" / "cat" / "0.png", picture(0))
+    elif how == "an empty class":
+        (root / "train" / "cat").mkdir()
+
+
+BAD_FOLDERS = {
+    "truncated": r"test/bee/1.png is missing, truncated or not an image",
+    "not an image": r"test/bee/1.png is missing, truncated or not an image",
+    "empty image": r"test/bee/1.png is missing, truncated or not an image",
+    "another size": r"test/bee/1.png is 7 pixels wide and 5 high, but .*train/ant/0.png is 6 wide and 5 high.*resize",
+    "sixteen bits": r"test/bee/1.png has the mode I;16; allowed are grey and RGB of 8 bits",
+    "a class that train lacks": r"unknown class 'cat'.*test/cat/0.png is of it, but .*train has no such class",
+    "an empty class": r"the class folder .*train/cat holds no images",
+}
+
+
+@pytest.mark.parametrize("how", BAD_FOLDERS)
+def test_a_broken_folder_gives_one_clear_line(tmp_path, how):
+    break_folder(tmp_path, how)
+    with pytest.raises(GeophoneError, match=BAD_FOLDERS[how]) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_without_test_images(tmp_path):
+    with pytest.raises(GeophoneError, match="no class folders with test images"):
+        load(tmp_path)
+    fill(tmp_path, "train")
+    with pytest.raises(GeophoneError, match="no class folders with test images"):
+        load(tmp_path)
+    with pytest.raises(GeophoneError, match="no folder at"):
+        load(f"imagefolder(path='{tmp_path / 'nowhere'}')")
+
+
+@pytest.mark.parametrize("line", ["val_0.png", "val_7.png\tn01"])
+def test_annotations_that_do_not_fit(tmp_path, line):
+    fill(tmp_path, "train", 4, classes=("n01",))
+    save(tmp_path / "val" / "images" / "val_0.png", picture(0))
+    (tmp_path / "val" / "val_annotations.txt").write_text(line)
+    with pytest.raises(GeophoneError, match=r"val_annotations.txt has lines without a tab|val_7.png is missing"):
+        load(tmp_path)
+
+
+# --- npz
+
+X = np.arange(40 * 4 * 4 * 3).reshape(40, 4, 4, 3).astype(np.uint8)
+Y = np.arange(40) % 4
+
+
+def test_npz_with_train_and_test(tmp_path):
+    np.savez(tmp_path / "mine.npz", x_train=X, y_train=Y, x_test=X[:8], y_test=Y[:8], classes=list("abcd"))
+    data = load(tmp_path / "mine.npz")
+    assert (data.name, data.classes, data.channels, data.size) == ("mine", tuple("abcd"), 3, (4, 4))
+    assert (len(data.train), len(data.val)) == (36, 4)
+    assert np.array_equal(pixels(data.test), X[:8])
+    assert sorted(data.val.y.tolist()) == [0, 1, 2, 3]
+
+
+def test_npz_with_a_validation_part(tmp_path):
+    parts = {"x_train": X, "y_train": Y, "x_val": X[:4], "y_val": Y[:4], "x_test": X[4:8], "y_test": Y[4:8]}
+    np.savez_compressed(tmp_path / "mine.npz", **parts)
+    data = load(str(tmp_path / "mine.npz"))
+    assert (len(data.train), len(data.val), len(data.test)) == (40, 4, 4)
+    assert np.array_equal(pixels(data.val), X[:4])
+
+
+def test_npz_with_floats_is_all_test(tmp_path):
+    x = (X[..., 0] / 255).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", x=x, y=Y.astype(np.uint8))
+    data = load(tmp_path / "mine.npz")
+    assert torch.equal(next(data.test.batches(40)).x[:, 0], torch.from_numpy(x))
+    assert data.classes == ("0", "1", "2", "3")
+    assert len(data.train) == len(data.val) == 0
+
+
+BAD_ARRAYS = {
+    "other names": ({"images": X, "labels": Y}, r"holds images, labels; allowed are x_train"),
+    "no test": ({"x_train": X, "y_train": Y}, r"holds x_train, y_train; allowed are"),
+    "no labels": ({"x": X}, r"holds x; allowed are"),
+    "pixels to 255": ({"x": X.astype(np.float32), "y": Y}, r"mine.npz, test part: the images run from 0 to 255"),
+    "other sizes": (
+        {"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y},
+        r"train images are uint8 \[3, 4, 4\], the test images uint8 \[3, 2, 4\]",
+    ),
+    "too few names": ({"x": X, "y": Y, "classes": ["a"]}, "labels go up to 3, but `classes` has 1 names"),
+    "python objects": ({"x": X, "y": np.array([{}] * 40, dtype=object)}, "not an .npz of plain arrays"),
+}
+
+
+@pytest.mark.parametrize("how", BAD_ARRAYS)
+def test_bad_arrays_give_one_clear_line(tmp_path, how):
+    arrays, message = BAD_ARRAYS[how]
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(GeophoneError, match=message) as caught:
+        load(tmp_path / "mine.npz")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
+def test_a_truncated_npz_gives_one_clear_line(tmp_path, kept, compressed):
+    path = tmp_path / "mine.npz"
+    (np.savez_compressed if compressed else np.savez)(path, x=X, y=Y)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(GeophoneError, match=r"mine.npz is truncated, corrupt or not an .npz"):
+        load(path)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_an_npz_with_flipped_bits(tmp_path, compressed):
+    path = tmp_path / "mine.npz"
+    (np.savez_compressed if compressed else np.savez)(path, x=X, y=Y)
+    data = bytearray(path.read_bytes())
+    data[300:310] = bytes(255 - b for b in data[300:310])
+    path.write_bytes(data)
+    with pytest.raises(GeophoneError, match=r"mine.npz is truncated, corrupt or not an .npz"):
+        load(path)
+
+
+def test_an_npy_under_the_wrong_name(tmp_path):
+    np.save(tmp_path / "mine.npy", X)
+    (tmp_path / "mine.npy").rename(tmp_path / "mine.npz")
+    with pytest.raises(GeophoneError, match=r"not an .npz"):
+        load(tmp_path / "mine.npz")

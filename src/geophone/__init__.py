@@ -17,7 +17,7 @@ from geophone.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES,
 from geophone.relate import relate
 from geophone.report import write_report
 from geophone.scan import Scan, scan
-from geophone.study import Job, run_study, study
+from geophone.study import Job, run_study
 from geophone.train import Training, fit
 from geophone.types import Batch, Pair
 
@@ -49,7 +49,6 @@ __all__ = [
     "relate",
     "run_study",
     "scan",
-    "study",
     "tap",
     "write_report",
 ]

@@ -89,7 +89,8 @@ def measure(
             for condition in conditions:
                 x = batch.x
                 if condition.perturbation is not None:
-                    rng = draws(seed, repr(condition.perturbation), index=batch.index)
+                    # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
+                    rng = draws(seed, family_name(condition.perturbation), index=batch.index)
                     x = condition.perturbation(x, batch.y, model, rng)
                 logits, responses = _responses(model, x, layers, reduce)
                 _check_labels(batch, logits)

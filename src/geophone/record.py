@@ -96,7 +96,7 @@ def _is_block(module: nn.Module) -> bool:
 def tap(
     model: Model, layers: Sequence[str] | None = None, reduce: Reduce = spatial_mean, detach: bool = True
 ) -> Iterator[dict[str, Tensor]]:
-    """Inside the `with`, every forward pass of `unwrapped(model)` fills the dictionary anew: layer → reduced response `[n, d]`.
+    """Inside the `with`, every pass of `unwrapped(model)` fills the dictionary anew: layer → reduced response `[n, d]`.
 
     Layers appear in the order of execution. A module that runs several times in one pass has one name for each:
     `relu`, `relu#2`, … With the default layers, a block whose output is that of its last activation is left out.

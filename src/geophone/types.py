@@ -114,8 +114,12 @@ def device_of(model: Model) -> torch.device:
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """The network in eval mode inside the block; every module's own mode is restored after it."""
-    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
+    """Every module of the model in evaluation mode inside the block, and as it was after it.
+
+    Flags are set one by one, so that frozen BatchNorm layers stay frozen and an overridden `train()` isn't called.
+    A plain function has no mode.
+    """
+    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
     try:
         for module, _ in modes:
             module.training = False

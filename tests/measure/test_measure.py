@@ -15,6 +15,7 @@ from geophone.record import spatial_mean, tap
 from geophone.registry import METRICS, PERTURBATIONS
 from geophone.rng import draws
 from geophone.train import initialised
+from geophone.types import family_name
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_every_number_is_that_of_the_metric_alone(setting):
     noise = GaussianNoise(0.2)
     rows = measure(model, split, [noise], batch_size=32, seed=5)
     (batch,) = split.batches(len(split))
-    noisy = noise(batch.x, batch.y, model, draws(5, repr(noise), index=batch.index))
+    noisy = noise(batch.x, batch.y, model, draws(5, family_name(noise), index=batch.index))
     model.eval()
     with torch.no_grad(), tap(model) as seen:
         logits = model(batch.x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from geophone.errors import GeophoneError
-from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, evaluating, loss_gradient, pgd
+from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient, pgd
 from geophone.rng import Draws, draws, stream
 
 N, D = 8, 12

@@ -34,16 +34,16 @@ class SpatialMean(nn.Module):
 
 
 class SmallCNN(nn.Sequential):
-    """Six 3 × 3 convolutions, each with batch norm and ReLU, in three stages of widths w, 2w, 4w; mean; linear layer.
+    """Six 3 × 3 convolutions, each with batch norm and ReLU, then the mean over space and a linear layer.
 
-    Stages two and three halve the image. Recorded layers: `relu1` … `relu6`.
+    One of width w, two of 2w on the halved image, three of 4w on the quartered one. Recorded layers: `relu1` … `relu6`.
     """
 
     def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> None:
         layers: dict[str, nn.Module] = {"normalise": Normalise(mean, std)}
         before = len(mean)
         for i, (channels, stride) in enumerate(
-            [(width, 1), (width, 1), (2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1)], start=1
+            [(width, 1), (2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1), (4 * width, 1)], start=1
         ):
             layers[f"conv{i}"] = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
             layers[f"norm{i}"] = nn.BatchNorm2d(channels)
@@ -129,7 +129,7 @@ class ResNet18(ResNet):
 
 @MODELS.register
 def small_cnn(classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> nn.Module:
-    """Six convolutions of widths w, 2w, 4w (w = 8): the network of the demo."""
+    """Six convolutions of widths w, 2w, 2w, 4w, 4w, 4w (w = 8): the network of the demo."""
     return SmallCNN(classes, mean, std, width)
 
 

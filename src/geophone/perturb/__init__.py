@@ -4,7 +4,7 @@ Images are floats in [0, 1] and so are the results; a model normalises inside, a
 the same for every model. `grid("noise, LinfPGD(steps=20)")` makes perturbations at their default levels.
 """
 
-from geophone.perturb.ascent import evaluating, loss_gradient, pgd
+from geophone.perturb.ascent import loss_gradient, pgd
 from geophone.perturb.attack import FGSM, L2PGD, LinfPGD
 from geophone.perturb.checks import check_batch, check_number
 from geophone.perturb.corruption import Brightness, Contrast, GaussianBlur, Pixelate
@@ -29,7 +29,6 @@ __all__ = [
     "at_level",
     "check_batch",
     "check_number",
-    "evaluating",
     "grid",
     "loss_gradient",
     "pgd",

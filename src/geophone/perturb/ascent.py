@@ -1,34 +1,13 @@
 """Climbing the loss from the input's side, without leaving a trace on the model."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from geophone.errors import GeophoneError
 from geophone.perturb.norms import Norm
-from geophone.types import Model
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Every module of the model in evaluation mode inside the block, and as it was after it.
-
-    Flags are set one by one, so that frozen BatchNorm layers stay frozen and an overridden `train()` isn't called.
-    A plain function has no mode.
-    """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    before = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.training = training
+from geophone.types import Model, evaluating
 
 
 def loss_gradient(

@@ -37,8 +37,8 @@ class Findings:
 
 
 def findings(table: pl.DataFrame) -> Findings:
-    """Summarise and relate a table."""
-    table = with_series(table)
+    """Summarise and relate a table. Rows of the course of training belong to no condition and are left out."""
+    table = with_series(table.filter(pl.col("family").is_not_null() | pl.col("metric").str.starts_with("check.")))
     who = table.select("job", "series").unique(subset="job", keep="first")
     wide = networks(table).join(who, on="job", how="left", maintain_order="left")
     series = series_order(table)

@@ -57,7 +57,7 @@ def find_study(text: str, size: str, seeds: tuple[int, ...] | None) -> tuple[str
         load_plugin(path)
         own = [known for known in STUDIES if known not in before or STUDIES.origin(known) == path.name]
         if not own:
-            raise GeophoneError(f"{path} registers no study. Decorate a frozen dataclass with @geophone.study('name').")
+            raise GeophoneError(f"{path} registers no study. Decorate a frozen dataclass with @study('name').")
         if not name and len(own) > 1:
             raise GeophoneError(f"{path} has several studies: {', '.join(own)}. Choose one as {path}:{own[0]}.")
         text = name or own[0]
@@ -121,8 +121,8 @@ _DEMO: dict[str, dict[str, Any]] = {
         "model": "small_cnn(width=8)",
         "training": Training(epochs=3),
         "adversarial": "Adversarial(eps=0.05, steps=3)",
-        "images": 1000,
-        "perturbations": (*_NATURAL, "FGSM", "LinfPGD(steps=10)", "L2PGD(steps=10)"),
+        "images": 800,
+        "perturbations": (*_NATURAL, "FGSM", *(f"LinfPGD(eps={eps}/255, steps=10)" for eps in (2, 4, 8))),
     },
     "small": {
         "seeds": 5,

@@ -1,0 +1,222 @@
+"""Studies, jobs, and running them: what was finished is never done again, and the table is always the same."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import ClassVar
+
+import polars as pl
+import pytest
+import torch
+from filelock import FileLock
+
+import geophone.study.execute as execute
+import geophone.study.job as job_module
+from geophone import table
+from geophone.errors import GeophoneError
+from geophone.models import load_model
+from geophone.registry import STUDIES
+from geophone.study import Demo, Job, find_study, run_job, run_study
+from geophone.testing.contracts import broken_contracts
+from geophone.train import Training
+
+TINY = Job(
+    dataset="synthetic(classes=3, size=12, train=96, val=24, test=30)",
+    model="small_cnn(width=2)",
+    recipe="Standard",
+    seed=0,
+    training=Training(epochs=2, batch_size=32),
+    perturbations=("GaussianNoise", "FGSM(eps=0.1)"),
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A study of seconds."""
+
+    question: ClassVar[str] = "Does it run?"
+    size: str = "demo"
+    seeds: tuple[int, ...] | None = None
+
+    def jobs(self):
+        return [replace(TINY, seed=seed, recipe=r) for seed in self.seeds or (0, 1) for r in ("Standard", "NoiseAugmented")]
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_contract(name):
+    assert broken_contracts("studies", name) == []
+
+
+def test_every_size_of_the_demo_expands():
+    for size, seeds in (("demo", 2), ("small", 5), ("full", 10)):
+        jobs = Demo(size=size).jobs()
+        assert len(jobs) == 7 * seeds
+        for job in jobs:
+            job.check()
+    assert {job.seed for job in Demo(seeds=(7,)).jobs()} == {7}
+
+
+def test_the_id_is_the_hash_of_the_content():
+    assert TINY.id == replace(TINY).id
+    others = [
+        *(replace(TINY, seed=1), replace(TINY, recipe="NoiseAugmented"), replace(TINY, images=20)),
+        *(replace(TINY, training=Training(epochs=3, batch_size=32)), replace(TINY, perturbations=("FGSM",))),
+    ]
+    assert len({job.id for job in [TINY, *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model", "smal_cnn", "unknown model 'smal_cnn'. Did you mean 'small_cnn'"),
+        ("recipe", "Standart", "Did you mean 'Standard'"),
+        ("perturbations", ("Gaussian",), "unknown perturbation 'Gaussian'"),
+        ("metrics", ("ckaa",), "unknown metric 'ckaa'"),
+        ("reduce", "mean", "unknown reduction 'mean'"),
+    ],
+)
+def test_what_is_not_registered_is_found_before_any_work(field, value, message, tmp_path):
+    with pytest.raises(GeophoneError, match=message):
+        replace(TINY, **{field: value}).check()
+
+
+def test_a_job_writes_its_rows_and_its_network(tmp_path):
+    shard = run_job(TINY, tmp_path)
+    rows = table.read(tmp_path / "table")
+    assert shard == TINY.shard(tmp_path)
+    assert set(rows["job"]) == {TINY.id}
+    assert rows["perturbation"].drop_nulls().unique().sort().to_list() == ["FGSM", "GaussianNoise", "clean"]
+    assert len(rows.filter(pl.col("metric") == "training_loss")) == 2
+    measured = rows.filter(pl.col("family").is_not_null())["epoch"].unique().to_list()
+    course = rows.filter(pl.col("metric") == "validation_accuracy").sort("epoch")["value"].to_list()
+    assert measured == [course.index(max(course)) + 1]
+    model = load_model(TINY.folder(tmp_path))
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 12, 12)).shape == (1, 3)
+    assert sorted(p.name for p in TINY.folder(tmp_path).iterdir()) == ["job.json", "model.safetensors", "network.json"]
+
+
+def test_a_job_that_is_done_is_not_done_again(tmp_path, monkeypatch):
+    run_job(TINY, tmp_path)
+    monkeypatch.setattr(job_module, "fit", None)
+    assert run_job(TINY, tmp_path) == TINY.shard(tmp_path)
+
+
+def test_only_some_images(tmp_path):
+    run_job(replace(TINY, images=12), tmp_path)
+    rows = table.read(tmp_path / "table")
+    assert rows.filter(pl.col("metric") == "accuracy")["n"].unique().to_list() == [12]
+
+
+def whole(folder, **options):
+    return table.read(run_study(Tiny(), folder, name="tiny", threads=1, **options) / "table")
+
+
+def test_a_study_gives_the_same_table_however_it_runs(tmp_path):
+    """In this process, in threads' order of chance, and in two spawned processes."""
+    first = whole(tmp_path / "a")
+    assert first["job"].n_unique() == 4
+    again = whole(tmp_path / "a")
+    assert again.equals(first)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert whole(tmp_path / "b", executor=pool).equals(first)
+    made = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert made["seeds"] == [0, 1]
+    assert made["networks"] == 4
+    assert made["question"] == "Does it run?"
+
+
+class Stop(BaseException):
+    """Like Ctrl-C: not an ordinary error."""
+
+
+@pytest.mark.parametrize("at", [1, 4, 8, 13])
+def test_interrupted_in_the_middle_it_ends_the_same(tmp_path, at):
+    wanted = whole(tmp_path / "a")
+    calls = []
+
+    def stop(stage, done, steps):
+        calls.append(stage)
+        if len(calls) == at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        whole(tmp_path / "b", progress=stop)
+    assert whole(tmp_path / "b").equals(wanted)
+
+
+def test_a_failed_job_does_not_stop_the_others(tmp_path, monkeypatch):
+    real = execute.run_job
+
+    def sometimes(job, *rest):
+        if job.seed == 0 and job.recipe == "Standard":
+            raise GeophoneError("the disk is full")
+        return real(job, *rest)
+
+    monkeypatch.setattr(execute, "run_job", sometimes)
+    with pytest.raises(GeophoneError, match="1 of 4 jobs failed. Standard, seed 0: the disk is full"):
+        whole(tmp_path)
+    assert table.read(tmp_path / "table")["job"].n_unique() == 3
+    with ThreadPoolExecutor(1) as pool, pytest.raises(GeophoneError, match="1 of 4 jobs failed"):
+        whole(tmp_path, executor=pool)
+    monkeypatch.undo()
+    assert whole(tmp_path)["job"].n_unique() == 4
+
+
+def test_a_folder_belongs_to_one_study_and_one_run(tmp_path):
+    whole(tmp_path)
+    with pytest.raises(GeophoneError, match="holds the study tiny at size demo, not other"):
+        run_study(Tiny(), tmp_path, name="other")
+    with pytest.raises(GeophoneError, match="begun with 1 threads"):
+        run_study(Tiny(), tmp_path, name="tiny", threads=2)
+    with FileLock(tmp_path / ".lock"), pytest.raises(GeophoneError, match="another run is writing"):
+        whole(tmp_path)
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(GeophoneError, match="study.json is not readable"):
+        whole(tmp_path)
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / ".x.parquet.abc.tmp").write_text("half")
+    whole(tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+STUDY_FILE = """
+from dataclasses import dataclass
+from typing import ClassVar
+import geophone
+from geophone.study import study
+
+@study("mine")
+@dataclass(frozen=True)
+class Mine:
+    '''A study of my own.'''
+    question: ClassVar[str] = "?"
+    size: str = "demo"
+    seeds: tuple[int, ...] | None = None
+    def jobs(self):
+        return [geophone.Job("synthetic", "small_cnn", "Standard", 0, geophone.Training(epochs=1))]
+"""
+
+
+def test_a_users_own_study(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(STUDY_FILE)
+    name, made = find_study(str(file), "demo", None)
+    assert name == "mine"
+    assert len(made.jobs()) == 1
+    assert find_study(f"{file}:mine", "demo", (1,))[1].seeds == (1,)
+    assert broken_contracts("studies", "mine") == []
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    for text, size, message in (
+        (str(empty), "demo", "registers no study"),
+        ("demoo", "demo", "unknown study 'demoo'. Did you mean 'demo'"),
+        ("demo", "huge", "unknown size 'huge'"),
+        (str(tmp_path / "absent.py"), "demo", "no plug-in file"),
+    ):
+        with pytest.raises(GeophoneError, match=message):
+            find_study(text, size, None)

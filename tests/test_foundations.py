@@ -94,8 +94,12 @@ def test_describe_prints_the_shortest_code():
 
 def test_plugins_are_marked_and_may_not_take_a_name(tmp_path):
     good, bad, broken = (tmp_path / f"{name}.py" for name in ("good", "bad", "broken"))
-    good.write_text("from geophone import metric\nfrom geophone.stats import Moments\n@metric(Moments)\ndef mine(m): return 1.0\n")
-    bad.write_text("from geophone import metric\nfrom geophone.stats import Moments\n@metric(Moments)\ndef cka(m): return 1.0\n")
+    good.write_text(
+        "from geophone import metric\nfrom geophone.stats import Moments\n@metric(Moments)\ndef mine(m): return 1.0\n"
+    )
+    bad.write_text(
+        "from geophone import metric\nfrom geophone.stats import Moments\n@metric(Moments)\ndef cka(m): return 1.0\n"
+    )
     broken.write_text("import nothing_like_this\n")
     load_plugin(good)
     load_plugin(good)  # once is enough, twice does no harm

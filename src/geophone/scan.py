@@ -18,7 +18,7 @@ from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
 from geophone.record import Reduce, activation_layers, logits_of, spatial_mean
 from geophone.report import write_report
-from geophone.types import Model, Perturbation, device_of, evaluating
+from geophone.types import Model, Perturbation, device_of, evaluating, usable_device
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD(steps=10)"
 
@@ -89,7 +89,7 @@ def scan(
         shape = {"classes": len(source.classes), "mean": source.mean, "std": source.std}
     made: Model = load_model(model, factory, **shape) if isinstance(model, str | Path) else model
     if device is not None and isinstance(made, torch.nn.Module):
-        made = made.to(device)
+        made = made.to(usable_device(device))
     split = as_split(source)
     split = split if images is None else split.take(images)
     shakes = grid(perturb) if isinstance(perturb, str) else list(perturb)

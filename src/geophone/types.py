@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from geophone.errors import GeophoneError
 from geophone.rng import Draws
 
 Model = nn.Module | Callable[[Tensor], Tensor]
@@ -110,6 +111,23 @@ def device_of(model: Model) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by its name, such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        GeophoneError: no such kind of device, or none here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GeophoneError(
+            f"the device {name!r} cannot be used here ({reason}). Use cpu, or a device that is there."
+        ) from None
+    return device
 
 
 @contextmanager

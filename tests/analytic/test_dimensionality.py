@@ -80,7 +80,7 @@ def test_corrected_participation_ratio_is_not_biased_where_the_plain_one_is():
 
 
 def test_the_traces_are_unbiased_for_any_distribution():
-    """Exponential responses with variances 1, 1/2, …, 1/30: means of 400 draws within four standard errors of the truth.
+    """Exponential responses with variances 1, 1/2, …, 1/30: means of 400 draws, to four standard errors.
 
     The mutants are the plug-in values (tr S)² and tr S².
     """
@@ -110,7 +110,7 @@ def test_difference_of_nothing_has_no_dimension():
 
 
 def test_difference_of_noise_through_a_linear_layer():
-    """Isotropic noise before W: the difference has the spectrum of WW', so rank W dimensions; its sign is irrelevant."""
+    """Isotropic noise before W: the difference has the spectrum of WW', so rank W dimensions; the sign is irrelevant."""
     generator = stream(5)
     w = torch.randn(12, 3, generator=generator, dtype=torch.float64) @ torch.randn(3, 20, generator=generator).double()
     x = torch.randn(500, 12, generator=generator, dtype=torch.float64)

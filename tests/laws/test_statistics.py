@@ -1,6 +1,7 @@
 """Every statistic is a commutative monoid over batches: how the examples were split must not matter."""
 
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def splits(draw):
     seed = draw(st.integers(0, 1000))
     order = torch.randperm(n, generator=stream("split", seed))
     bounds = [0, *cuts, n]
-    parts = [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [order[a:b] for a, b in pairwise(bounds)]
     return n, draw(st.integers(2, 5)), seed, draw(st.sampled_from([0.0, 1.0, 100.0])), parts
 
 

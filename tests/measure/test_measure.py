@@ -130,9 +130,12 @@ def test_every_registered_perturbation_and_metric_makes_rows(setting):
     assert set(rows["metric"]) == set(METRICS)
     assert rows["perturbation"].n_unique() == len(perturbations) + 1
     assert set(rows["job"]) == {"j"}
-    assert rows.filter(pl.col("metric") == "accuracy").select(
-        (pl.col("low") <= pl.col("value")) & (pl.col("value") <= pl.col("high"))
-    ).to_series().all()
+    assert (
+        rows.filter(pl.col("metric") == "accuracy")
+        .select((pl.col("low") <= pl.col("value")) & (pl.col("value") <= pl.col("high")))
+        .to_series()
+        .all()
+    )
     assert rows.filter(pl.col("layer") == "relu4")["depth"].unique().to_list() == [3]
 
 

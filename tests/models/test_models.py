@@ -58,7 +58,9 @@ def saved(tmp_path):
     model = initialised(lambda: SmallCNN(4, (0.5,), (0.5,)), 3).eval()
     save_network(model, tmp_path / "job", "small_cnn", {"classes": 4, "mean": [0.5], "std": [0.5]})
     file = tmp_path / "mine.py"
-    file.write_text("from geophone.models import SmallCNN\ndef make(): return SmallCNN(4, (0.5,), (0.5,))\nnot_one = 3\n")
+    file.write_text(
+        "from geophone.models import SmallCNN\ndef make(): return SmallCNN(4, (0.5,), (0.5,))\nnot_one = 3\n"
+    )
     return model, tmp_path, f"{file}:make"
 
 
@@ -157,7 +159,9 @@ def test_zoo_adapters_put_the_normalisation_inside(monkeypatch):
     x = torch.rand(2, 3, 2, 2, generator=stream("zoo"))
     with torch.no_grad():
         assert torch.allclose(load_model("timm:anything")(x), net((x - 0.4) / 0.2), atol=1e-6)
-        assert load_model("torchvision:anything").normalise.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+        assert load_model("torchvision:anything").normalise.mean.flatten().tolist() == pytest.approx(
+            [0.485, 0.456, 0.406]
+        )
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):

@@ -16,9 +16,7 @@ def hsic(k, m):
     n = len(k)
     k, m = k - torch.diag(k.diag()), m - torch.diag(m.diag())
     cross = k @ m
-    return (
-        cross.trace() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * cross.sum()
-    ) / (n * (n - 3))
+    return (cross.trace() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * cross.sum()) / (n * (n - 3))
 
 
 def oracle(a, b):
@@ -95,7 +93,7 @@ def test_undefined_is_said():
 
 
 def test_normalised_distance():
-    """0 for no move; scaling the responses by s moves by |s - 1| times a closed form; unrelated responses give about 1."""
+    """0 for no move; scaling by s moves by |s - 1| times a closed form; unrelated responses give about 1."""
     generator = stream("distance")
     a = torch.randn(4000, 8, generator=generator, dtype=torch.float64)
     a = a - a.mean(0)
@@ -106,6 +104,8 @@ def test_normalised_distance():
     # |b - a|² is chi² with 8 degrees over 4000 images: known to 0.8 %, its root to 0.4 %; allow three of these.
     assert normalised_distance(a, other) == pytest.approx(1, abs=0.015)
     q, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))
-    assert normalised_distance(7 * a @ q + 3, 7 * other @ q + 3) == pytest.approx(normalised_distance(a, other), abs=1e-9)
+    assert normalised_distance(7 * a @ q + 3, 7 * other @ q + 3) == pytest.approx(
+        normalised_distance(a, other), abs=1e-9
+    )
     with pytest.raises(Undefined, match="do not vary"):
         normalised_distance(torch.ones(5, 2), torch.zeros(5, 2))

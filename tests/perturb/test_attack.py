@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from geophone.errors import GeophoneError
 from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient, pgd
 from geophone.rng import Draws, draws, stream
+from geophone.types import evaluating
 
 N, D = 8, 12
 ROUNDING = 1e-12  # of float64 with a few operations on numbers of order 1

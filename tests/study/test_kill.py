@@ -51,7 +51,9 @@ def test_killed_at_twenty_random_moments(tmp_path):
 
     def start(out):
         command = [sys.executable, "-m", "geophone", "run", str(file), "--out", str(out), "--threads", "1"]
-        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     clock = time.monotonic()
     run = start(tmp_path / "whole")

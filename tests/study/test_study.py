@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import get_context
 from typing import ClassVar
 
@@ -11,8 +12,6 @@ import pytest
 import torch
 from filelock import FileLock
 
-import geophone.study.execute as execute
-import geophone.study.job as job_module
 from geophone import table
 from geophone.errors import GeophoneError
 from geophone.models import load_model
@@ -20,6 +19,8 @@ from geophone.registry import STUDIES
 from geophone.study import Demo, Job, find_study, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
+
+execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
 
 TINY = Job(
     dataset="synthetic(classes=3, size=12, train=96, val=24, test=30)",
@@ -40,7 +41,9 @@ class Tiny:
     seeds: tuple[int, ...] | None = None
 
     def jobs(self):
-        return [replace(TINY, seed=seed, recipe=r) for seed in self.seeds or (0, 1) for r in ("Standard", "NoiseAugmented")]
+        return [
+            replace(TINY, seed=seed, recipe=r) for seed in self.seeds or (0, 1) for r in ("Standard", "NoiseAugmented")
+        ]
 
 
 @pytest.mark.parametrize("name", list(STUDIES))

@@ -1,5 +1,7 @@
 """The training loop: deterministic, resumable, honest about its checkpoint."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -61,8 +63,7 @@ def test_an_interrupted_training_ends_the_same(tmp_path, steps):
 
 def test_the_best_epoch_on_validation_is_kept(monkeypatch):
     """With a scripted validation accuracy, the network of the first best epoch comes back."""
-    import geophone.train.loop as loop
-
+    loop = import_module("geophone.train.loop")
     seen, script = [], iter([0.5, 0.9, 0.9])
 
     def accuracy(model, *_):

@@ -77,7 +77,9 @@ def test_absent_classes_do_not_enter():
     y = torch.arange(20) % 2
     assert mean_selectivity(response, y) == mean_selectivity(response, y * 4 + 3)
     means = torch.stack([response["a"][y == c].mean(0) for c in (0, 1)] + [torch.zeros(5)] * 8)
-    with_zeros = (means.amax(0) - (means.sum(0) - means.amax(0)) / 9) / (means.amax(0) + (means.sum(0) - means.amax(0)) / 9)
+    with_zeros = (means.amax(0) - (means.sum(0) - means.amax(0)) / 9) / (
+        means.amax(0) + (means.sum(0) - means.amax(0)) / 9
+    )
     assert mean_selectivity(response, y) < with_zeros.mean() - 0.3
 
 

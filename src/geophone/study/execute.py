@@ -18,6 +18,7 @@ from geophone.provenance import now, write_provenance
 from geophone.registry import load_plugin
 from geophone.study.job import Job, Progress, run_job
 from geophone.study.studies import Study
+from geophone.types import usable_device
 
 
 def run_study(
@@ -53,6 +54,7 @@ def run_study(
         GeophoneError: `out` belongs to another study or is in use, or jobs failed.
     """
     started, clock = now(), time.monotonic()
+    usable_device(device)
     jobs = list(study.jobs())
     for job in jobs:
         job.check()
@@ -76,7 +78,7 @@ def run_study(
                 finished(done, len(jobs))
         write_provenance(
             out,
-            title=f"{name} ({study.size})",
+            title=f"Study {name}, size {study.size}",
             question=study.question,
             study=name,
             seconds=time.monotonic() - clock if open_jobs else 0.0,

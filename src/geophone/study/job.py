@@ -10,13 +10,13 @@ import torch
 
 from geophone import table
 from geophone.data import load
-from geophone.errors import GeophoneError
+from geophone.errors import unknown
 from geophone.files import make_folder, write_text
 from geophone.measure import measure
 from geophone.models.load import save_network
 from geophone.perturb import grid
 from geophone.record import REDUCTIONS
-from geophone.registry import MODELS, RECIPES, parse_call
+from geophone.registry import METRICS, MODELS, RECIPES, parse_call
 from geophone.train import Training, fit, initialised
 
 VERSION = 1
@@ -80,8 +80,10 @@ class Job:
         RECIPES.build(self.recipe)
         for text in self.perturbations:
             grid(text)
+        for name in self.metrics or ():
+            METRICS[name]
         if self.reduce not in REDUCTIONS:
-            raise GeophoneError(f"unknown reduction {self.reduce!r}. Allowed: {', '.join(REDUCTIONS)}.")
+            raise unknown("reduction", self.reduce, REDUCTIONS)
 
 
 def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:

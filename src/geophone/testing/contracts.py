@@ -149,8 +149,10 @@ def loads_if_there(name: str, thing: Any) -> None:
     _require(isinstance(data, ImageData), f"returns geophone.ImageData, not {type(data).__name__}")
     labels = torch.cat([part.y for part in (data.train, data.val, data.test)])
     _require(int(labels.min()) >= 0 and int(labels.max()) < len(data.classes), "labels out of the range of `classes`")
-    shared = set(data.train.index.tolist()) & set(data.val.index.tolist())
-    _require(not shared, f"{len(shared)} images are both in train and val")
+    known = {image.numpy().tobytes() for image in data.train.x}
+    shared = sum(image.numpy().tobytes() in known for image in data.val.x)
+    # Real sets hold a few images twice; a tenth of them cannot be chance.
+    _require(shared <= len(data.val) / 10, f"{shared} of {len(data.val)} validation images are training images too")
 
 
 LAWS: dict[str, tuple[Law, ...]] = {

@@ -22,6 +22,7 @@ ROBUSTNESS = ("natural_accuracy", "attack_accuracy", "natural_accuracy_relative"
 NATURAL = ("noise", "corruption")
 STATISTICS = ("spearman", "partial_spearman")
 SAME_SIDE = "both measured under the same perturbations"
+UNDEFINED = "rho is undefined in"
 
 # Versions, controls and floors of measures that stand in the table under another name. Testing them as well would only
 # make Holm's correction harder; they are tested when asked for.
@@ -204,7 +205,7 @@ def _pair(
     if refusal:
         yield from ({**row, "statistic": s, "note": refusal} for s in STATISTICS)
         return
-    notes = [f"rough interval: only {seeds} seeds"] if seeds < 5 else []
+    notes = [f"rough interval, only {seeds} seeds"] if seeds < 5 else []
     if same:
         notes.append(SAME_SIDE)
     for name, plural in (("dataset", "data sets"), ("model", "models")):
@@ -230,7 +231,7 @@ def _test(
     notes = list(notes)
     low = high = p = None
     if undefined > 0:
-        notes.append(f"rho is undefined in {undefined:.1%} of the resamples")
+        notes.append(f"{UNDEFINED} {undefined:.1%} of the resamples")
     if undefined <= 0.05:
         low, high = (float(q) for q in np.nanquantile(drawn, [0.025, 0.975]))
     if orders is None:

@@ -17,11 +17,11 @@ from scipy.stats import t
 
 from geophone import table as tables
 from geophone.errors import GeophoneError
-from geophone.relate import SAME_SIDE, relate
+from geophone.relate import SAME_SIDE, networks, relate
 from geophone.report import report_page, write_report
 from geophone.report.answer import answer, headline
-from geophone.report.charts import style
-from geophone.report.summary import series_order, summarise, thinned, with_series
+from geophone.report.charts import columns, style
+from geophone.report.summary import series_order, summarise, summarise_sides, thinned, with_series
 from geophone.report.words import MEASURES, PROFILE, level_label, measure, p_value
 
 SECTIONS = ["answer", "checks", "accuracy", "layers", "relations", "everything", "provenance"]
@@ -63,7 +63,8 @@ def html(table: pl.DataFrame) -> str:
 
 def sentences(table: pl.DataFrame) -> list[str]:
     named = with_series(table)
-    return answer(summarise(named), relate(table, resamples=100), series_order(named))
+    relations = relate(table, resamples=100)
+    return answer(summarise(named), summarise_sides(named), relations, series_order(named))
 
 
 def test_page_has_its_sections_in_order(html: str) -> None:
@@ -147,6 +148,108 @@ def test_intervals_keep_bounds_and_never_undercut_a_rows_own() -> None:
     assert unbounded["low"][0] == pytest.approx(-12.706, abs=1e-3)
 
 
+Intervals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def pooled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals of the means of `values` [conditions, series, networks], as the report makes them."""
+    cells = np.ndindex(*values.shape)
+    base = {"family": "noise", "perturbation": "p", "metric": "my_own"}
+    table = tables.frame(
+        {**base, "recipe": f"r{s}", "job": f"{s}-{i}", "seed": i, "level": float(c), "value": values[c, s, i]}
+        for c, s, i in cells
+    )
+    made = summarise(with_series(table)).sort("level", "series")
+    return tuple(made[name].to_numpy().reshape(values.shape[:2]) for name in ("low", "high"))  # type: ignore[return-value]
+
+
+def unpooled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n = values.shape[2]
+    half = t.ppf(0.975, n - 1) * values.std(axis=2, ddof=1) / n**0.5
+    return values.mean(axis=2) - half, values.mean(axis=2) + half
+
+
+def over_all_networks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mutant: the standard error of a mean over the networks of all series."""
+    _, k, n = values.shape
+    half = t.ppf(0.975, k * (n - 1)) * (values.var(axis=2, ddof=1).mean(axis=1, keepdims=True) / (k * n)) ** 0.5
+    return values.mean(axis=2) - half, values.mean(axis=2) + half
+
+
+def covers(intervals: Intervals) -> bool:
+    """Whether 95 % of the intervals hold the true mean, within 4 standard errors of 300 independent conditions.
+
+    Seven series of two networks, of different means and one spread. Series of a condition share a spread, so that only
+    conditions count as independent.
+    """
+    rng = np.random.default_rng(7)
+    true = rng.normal(size=(300, 7))
+    low, high = intervals(true[..., None] + rng.normal(size=(300, 7, 2)))
+    rate = ((low <= true) & (true <= high)).mean()
+    return bool(abs(rate - 0.95) < 4 * (0.95 * 0.05 / 300) ** 0.5)
+
+
+def test_pooled_intervals_cover() -> None:
+    assert covers(pooled)
+    assert covers(unpooled)
+    assert not covers(over_all_networks)
+    values = np.random.default_rng(8).normal(size=(50, 7, 2))
+    widths = [float(np.mean(high - low)) for low, high in (pooled(values), unpooled(values))]
+    assert widths[1] > 3 * widths[0]  # t_1 = 12.71 and t_7 = 2.36
+
+
+def test_pooled_interval_by_hand() -> None:
+    """Deviations ±1 and ±3: s² = (2 + 18)/2 = 10, df = 2, half-width t_2 √(10/2); the single network has t_2 √10."""
+    rows = [("a", 9.0), ("a", 11.0), ("b", 17.0), ("b", 23.0), ("c", 5.0)]
+    base = {"family": "clean", "perturbation": "clean", "level": 0.0, "metric": "my_own", "dataset": "d", "model": "m"}
+    many = [
+        {**base, "recipe": r, "job": str(i), "seed": i, "value": v, **extra}
+        for extra in ({}, {"metric": "other"}, {"level": 1.0, "family": "noise"})
+        for i, (r, v) in enumerate(rows)
+    ]
+    made = summarise(with_series(tables.frame(many)))
+    assert len(made) == 9
+    means = np.array([10.0, 20.0, 5.0])
+    half = t.ppf(0.975, 2) * np.sqrt(10 / np.array([2, 2, 1]))
+    for (_, _), part in made.group_by("metric", "level"):
+        part = part.sort("series")
+        assert np.allclose(part["low"], means - half, rtol=0, atol=1e-9)
+        assert np.allclose(part["high"], means + half, rtol=0, atol=1e-9)
+
+
+def test_five_networks_and_other_data_sets_are_not_pooled() -> None:
+    rng = np.random.default_rng(9)
+    five = rng.normal(size=(3, 2, 5))
+    for mine, expected in zip(pooled(five), unpooled(five), strict=True):
+        assert np.allclose(mine, expected, rtol=0, atol=1e-9)
+    four = rng.normal(size=(3, 2, 4))
+    assert not np.allclose(pooled(four)[0], unpooled(four)[0], rtol=0, atol=1e-3)
+    values = {"d": [1.0, 2.0], "e": [10.0, 60.0]}
+    table = pl.concat(
+        accuracies(v, metric="my_own", dataset=d).with_columns(job=pl.lit(d) + pl.col("job")) for d, v in values.items()
+    )
+    for row in summarise(with_series(table)).to_dicts():
+        assert interval_is_students(row["low"], row["high"], values[row["series"].split(" · ")[1]])
+
+
+def test_sides_are_those_of_relate(table: pl.DataFrame) -> None:
+    named = with_series(table)
+    sides = summarise_sides(named)
+    wide = networks(table)
+    means = wide.group_by("recipe").agg(pl.col(pl.Float64).mean())
+    for row in sides.to_dicts():
+        name = f"{row['side']}_accuracy" if row["perturbation"] is None else f"accuracy.{row['perturbation']}"
+        assert row["value"] == pytest.approx(means.filter(pl.col("recipe") == row["series"])[name].item(), abs=1e-12)
+        assert row["low"] < row["value"] < row["high"]
+    assert len(sides) == 7 * (2 + 8)
+    one = summarise_sides(with_series(table.filter(pl.col("job") == table["job"][0])))
+    accuracy = table.filter((pl.col("job") == table["job"][0]) & (pl.col("metric") == "accuracy"))
+    attacks = accuracy.filter(pl.col("family") == "attack").select(pl.col("low", "high").mean()).row(0)
+    assert one.filter((pl.col("side") == "attack") & pl.col("perturbation").is_null()).select("low", "high").row(
+        0
+    ) == pytest.approx(attacks, abs=1e-12)
+
+
 def test_undefined_values_are_left_out_of_means() -> None:
     made = summarise(with_series(accuracies([0.4, float("nan"), 0.6])))
     assert made.select("value", "networks").row(0) == (0.5, 2)
@@ -162,13 +265,17 @@ def test_three_sentences_say_what_the_table_holds(table: pl.DataFrame) -> None:
     assert first.startswith(
         f"Standard classifies {100 * float(str(clean)):.1f}\N{NO-BREAK SPACE}% (95\N{NO-BREAK SPACE}%"
     )
-    assert "LinfPGD(steps=20) at 8/255 hurts it most" in first
-    assert "Adversarial(eps=0.0314) holds best" in first
-    assert "LinfPGD(steps=20) at 8/255, the strongest attack" in second
-    assert "Pixelate at 0.6, the strongest natural perturbation" in second
-    assert "block2.relu2 (depth 5 of 5)" in second
+    assert "(the worst, Pixelate, leaves" in first
+    assert re.search(r"; NoiseAugmented\(std=0\.1\) holds best under noise and corruptions with [^;]*, clear of", first)
+    assert re.search(
+        r"Adversarial\(eps=0\.0314\) holds best under attacks with .*clear of Standard’s interval\.$", first
+    )
+    assert "the most harmful attack, LinfPGD(steps=20) at 8/255, moves" in second
+    assert "the most harmful noise or corruption, Pixelate at 0.6, moves" in second
+    assert "block2.relu2 (layer 6 of 6)" in second
     assert third.startswith("Over 14 networks from 2 seeds")
-    assert "Holm-corrected" in third
+    assert "pairs measured under the same perturbations left aside" in third
+    assert "after Holm’s correction for 44 tests" in third
     for sentence in (first, second, third):
         assert sentence.endswith(".")
         assert re.search(r"\. [A-Z]", sentence) is None
@@ -180,11 +287,24 @@ def test_where_it_starts_is_the_first_layer_past_half(synthetic: ModuleType) -> 
     moved = (pl.col("metric") == "normalised_distance") & (pl.col("family") == "attack")
     levels = pl.col("depth").replace_strict({0: 0.1, 1: 0.39, 2: 0.41, 3: 0.8, 4: 0.7, 5: 0.6})
     second = sentences(table.with_columns(value=pl.when(moved).then(levels).otherwise("value")))[1]
-    assert "up to 0.80 of" in second
-    assert (
-        "in layer block1.relu2 (depth 3 of 5), and passes half of that in layer block1.relu1 (depth 2 of 5), while"
-        in second
-    )
+    assert "farthest in block1.relu2 (layer 4 of 6), by 0.80 times" in second
+    assert "and at least half that much already in block1.relu1 (layer 3 of 6), whereas" in second
+
+
+def test_best_is_said_to_be_clear_only_if_it_is() -> None:
+    def first(best: list[float]) -> str:
+        parts = [
+            accuracies(values, recipe=recipe, **where).with_columns(job=pl.lit(recipe) + pl.col("job"))
+            for recipe, values in (("Standard", [0.50, 0.52]), ("Other", best))
+            for where in ({}, {"family": "noise", "perturbation": "Blot", "level": 1.0})
+        ]
+        return sentences(pl.concat(parts))[0]
+
+    assert "Other holds best under noise and corruptions" in first([0.80, 0.82])
+    assert ", clear of Standard’s interval" in first([0.80, 0.82])
+    assert ", not clear of Standard’s interval" in first([0.54, 0.56])
+    assert "nothing holds better under noise and corruptions" in first([0.1, 0.12])
+    assert "and no attack was measured" in first([0.1, 0.12])
 
 
 def test_the_headline_is_not_a_restatement(table: pl.DataFrame) -> None:
@@ -221,7 +341,17 @@ def test_a_scan_is_refused_a_relation_with_the_reason(synthetic: ModuleType) -> 
     assert "it needs at least 8 networks and 2 seeds, has 1 and 0." in page.text
     assert "relation" not in page.ids("div")
     assert "All 3 checks passed, in 1 network." in page.text
-    assert "SmallCNN classifies" in page.text
+    assert "The network classifies" in page.text
+    assert "no interval from one network" in page.text
+
+
+def test_a_scan_has_no_recipes(synthetic: ModuleType) -> None:
+    html = report_page(synthetic.make_table([None], [None]), {}, "Scan")
+    assert "recipe" not in Page(html).text.lower()
+    data = html[html.index('id="data">') : html.index("</script>")]
+    assert "Recipe" not in data
+    assert "Network" in data
+    assert "Recipe" in report_page(synthetic.make_table(("Standard",), [0]), {}, "Study")
 
 
 def test_a_check_that_could_not_run_is_said(synthetic: ModuleType) -> None:
@@ -276,7 +406,9 @@ def test_words() -> None:
     assert p_value(0.0004) == "<\N{NO-BREAK SPACE}0.001"
     assert measure("attack_cka").title == "Linear CKA with clean under attack"
     assert measure("natural_accuracy_relative").title == "Accuracy under noise and corruption relative to clean"
+    assert measure("attack_difference_fraction_95").title.endswith("difference (95 %) under attack, share of units")
     assert measure("my_own").title == "my_own"
+    assert [columns(n) for n in (1, 3, 4, 5, 6, 8, 9, 10)] == [1, 3, 4, 3, 3, 4, 3, 4]
     assert all(measure(name).about.endswith(".") for name in MEASURES)
     assert "accuracy" not in PROFILE
 

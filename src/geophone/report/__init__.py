@@ -15,13 +15,17 @@ from geophone.report import charts
 from geophone.report.page import (
     Findings,
     accuracy_panels,
+    bands_in_short,
+    default_profile,
     findings,
     has_profile,
     has_scatter,
     page_html,
     profile_chart,
     relation_chart,
+    relation_title,
 )
+from geophone.report.words import measure
 
 __all__ = ["report_page", "write_report"]
 
@@ -86,10 +90,15 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 def _figures(found: Findings) -> dict[str, charts.Spec]:
     """The figures that stand alone: those charts that the table has rows for."""
     made = {}
+    caption = bands_in_short(found)
     if panels := accuracy_panels(found, width=210):
-        made["accuracy"] = charts.figure_accuracy(panels, found.series, columns=min(4, len(panels)))
+        made["accuracy"] = charts.figure_accuracy(panels, found.series, caption)
     if has_profile(found):
-        made["profile"] = charts.with_legend(charts.standing(*profile_chart(found, width=640)), found.series)
+        made["profile"] = charts.figure_profile(
+            *profile_chart(found, width=640), found.series, measure(default_profile(found.summary)[0]).title, caption
+        )
     if has_scatter(found):
-        made["relation"] = charts.with_legend(charts.standing(*relation_chart(found, width=440)), found.series)
+        made["relation"] = charts.figure_relation(
+            *relation_chart(found, width=440), found.series, relation_title(found)
+        )
     return made

@@ -3,73 +3,110 @@
 import polars as pl
 
 from geophone.relate import NATURAL, SAME_SIDE, STATISTICS
-from geophone.report.words import INTERVAL, SPACE, decimal, measure, number, p_value, percent, percent_range
+from geophone.report.words import INTERVAL, SPACE, decimal, measure, p_value, percent, percent_range
 
 WHOLE = pl.col("layer").is_null() & (pl.col("metric") == "accuracy")
+SIDES = {"natural": "noise and corruptions", "attack": "attacks"}
+MISSING = {"natural": "no noise or corruption", "attack": "no attack"}
 
 
-def answer(summary: pl.DataFrame, relations: pl.DataFrame, series: list[str]) -> list[str]:
-    """Three sentences with numbers and 95 % intervals: what hurts, where it moves the layers, what goes with it."""
-    reference = series[0]
-    return [_accuracy(summary, reference), _depth(summary, reference), _relation(relations)]
+def answer(summary: pl.DataFrame, sides: pl.DataFrame, relations: pl.DataFrame, series: list[str]) -> list[str]:
+    """Three sentences with numbers and 95 % intervals: what accuracy is left, where the layers move, what goes with it.
+
+    Args:
+        summary: From `summarise`.
+        sides: From `summarise_sides`.
+        relations: From `relate`.
+        series: The series, with the one first that the others are compared with.
+    """
+    name = series[0] if len(series) > 1 or max(summary["networks"], default=1) > 1 else "the network"
+    return [_accuracy(summary, sides, series[0], name), _depth(summary, series[0], name), _relation(relations)]
 
 
-def _accuracy(summary: pl.DataFrame, reference: str) -> str:
-    """Clean accuracy, what hurts it most, and which recipe holds best under that."""
-    rows = summary.filter(WHOLE)
-    mine = rows.filter(pl.col("series") == reference)
-    clean = mine.filter(pl.col("family") == "clean")
+def _accuracy(summary: pl.DataFrame, sides: pl.DataFrame, reference: str, name: str) -> str:
+    """Accuracy on clean images and on each side, the worst natural perturbation, and what holds best on each side."""
+    clean = summary.filter(WHOLE & (pl.col("family") == "clean") & (pl.col("series") == reference))
     if clean.is_empty():
         return "The table has no accuracy on clean images, so what a perturbation costs can’t be said."
-    start = f"{reference} classifies {_share(clean)} of the clean images correctly"
-    hurt = mine.filter(pl.col("family") != "clean").sort("value")
-    if hurt.is_empty():
+    start = f"{_capital(name)} classifies {_share(clean, INTERVAL)} of the clean images correctly"
+    mine = sides.filter(pl.col("series") == reference)
+    if mine.is_empty():
         return f"{start}; no perturbation was measured."
-    worst = hurt.head(1)
-    where = worst["label"][0]
-    start = f"{start}; {where} hurts it most and leaves {_share(worst)}"
-    if rows["series"].n_unique() == 1:
-        mildest = hurt.tail(1)
-        return f"{start}, while {mildest['label'][0]} hurts it least and leaves {_share(mildest)}."
-    there = rows.filter(pl.col("label") == where).sort("value", descending=True)
-    best, rest = there.head(1), there.tail(-1)
+    left = [_left(mine.filter(pl.col("side") == side), side) for side in SIDES]
+    held = [_best(sides.filter(pl.col("side") == side), side, reference) for side in SIDES]
+    best = f"; {', and '.join(filter(None, held))}" if sides["series"].n_unique() > 1 else ""
+    return f"{start}, {', and '.join(left)}{best}."
+
+
+def _left(mine: pl.DataFrame, side: str) -> str:
+    """The mean accuracy of one series on one side: `54.6 % (48.0–61.2) on average under attacks`."""
+    if mine.is_empty():
+        return f"{MISSING[side]} was measured"
+    average = f"{_share(mine.filter(pl.col('perturbation').is_null()))} on average under {SIDES[side]}"
+    types = mine.drop_nulls("perturbation").sort("value", "perturbation")
+    if side == "attack" or len(types) < 2:
+        return average
+    return f"{average} (the worst, {types['perturbation'][0]}, leaves {_share(types.head(1), brackets='[]')})"
+
+
+def _best(rows: pl.DataFrame, side: str, reference: str) -> str:
+    """Which series holds best on one side, and whether its interval is clear of the reference's."""
+    ranked = rows.filter(pl.col("perturbation").is_null()).sort("value", descending=True, maintain_order=True)
+    if ranked.is_empty():
+        return ""
+    best, compared = ranked.head(1), ranked.filter(pl.col("series") == reference)
     if best["series"][0] == reference:
-        return f"{start}; no recipe holds better there, the next being {rest['series'][0]} with {_share(rest.head(1))}."
-    low = best["low"][0]
-    near = 0 if low is None else rest.filter(pl.col("high") >= low).height
-    doubt = f", though the intervals of {near} of the {rest.height} others overlap with it" if near else ""
-    return f"{start}, where {best['series'][0]} holds best with {_share(best)}{doubt}."
+        return f"nothing holds better under {SIDES[side]}"
+    said = f"{best['series'][0]} holds best under {SIDES[side]} with {_share(best)}"
+    if compared.is_empty() or best["low"][0] is None or compared["high"][0] is None:
+        return said
+    overlap = best["low"][0] <= compared["high"][0]
+    return f"{said}, {'not clear of' if overlap else 'clear of'} {reference}’s interval"
 
 
-def _depth(summary: pl.DataFrame, reference: str) -> str:
-    """How far, and from which layer on, the strongest attack and natural perturbation move the responses."""
+def _depth(summary: pl.DataFrame, reference: str, name: str) -> str:
+    """How far, and from which layer on, the most harmful attack and natural perturbation move the responses."""
     mine = summary.filter(pl.col("series") == reference)
     moved = mine.filter((pl.col("metric") == "normalised_distance") & pl.col("layer").is_not_null())
     if moved.is_empty():
         return "How far a disturbance moves the layers was not measured: the table has no normalised_distance."
-    parts = []
-    for side, families in (("attack", ["attack"]), ("natural perturbation", NATURAL)):
+    parts: list[str] = []
+    for what, families in (("attack", ["attack"]), ("noise or corruption", list(NATURAL))):
         hurt = mine.filter(WHOLE & pl.col("family").is_in(families)).sort("value", "label")
         there = moved.filter(pl.col("label") == hurt["label"][0]).sort("depth") if len(hurt) else moved.clear()
-        if there.is_empty():
-            parts.append(f"no {side} was measured")
-            continue
-        far = there.sort("value", descending=True).head(1)
-        first = there.filter(pl.col("value") >= far["value"][0] / 2).head(1)
-        low, high = far["low"][0], far["high"][0]
-        interval = "no interval from one network" if low is None else f"{INTERVAL} {decimal(low)}–{decimal(high)}"
-        same = first["layer"][0] == far["layer"][0]
-        begins = "also the first to pass half of that" if same else f"and passes half of that in {_layer(first, moved)}"
-        parts.append(
-            f"{there['label'][0]}, the strongest {side}, moves the responses by up to {decimal(far['value'][0])} of "
-            f"the distance between two images ({interval}), in {_layer(far, moved)}, {begins}"
-        )
-    return f"In {reference}, {parts[0]}, while {parts[1]}."
+        parts.append(_moves(there, moved, what, yardstick=not any("moves" in part for part in parts)))
+    return f"In {name}, {parts[0]}, whereas {parts[1]}."
+
+
+def _moves(there: pl.DataFrame, moved: pl.DataFrame, what: str, yardstick: bool) -> str:
+    """Where one condition moves the responses most, how far, and where it first reaches half of that."""
+    if there.is_empty():
+        return f"no {what} was measured"
+    far = there.sort("value", descending=True, maintain_order=True).head(1)
+    first = there.filter(pl.col("value") >= far["value"][0] / 2).head(1)
+    low, high = far["low"][0], far["high"][0]
+    if low is None:
+        between = " (no interval from one network)" if yardstick else ""
+    else:
+        between = f" ({f'{INTERVAL} ' if yardstick else ''}{decimal(low)}–{decimal(high)})"
+    if far["layer"][0] == there["layer"][0]:
+        begins = "at the very start"
+    elif first["layer"][0] == far["layer"][0]:
+        begins = "and less than half that much in every layer before"
+    else:
+        begins = f"and at least half that much already in {_layer(first, moved)}"
+    return (
+        f"the most harmful {what}, {there['label'][0]}, moves {'the responses' if yardstick else 'them'} farthest in "
+        f"{_layer(far, moved)}, by {decimal(far['value'][0])} times "
+        f"{'the typical distance between two different clean images' if yardstick else 'that distance'}{between}, "
+        f"{begins}"
+    )
 
 
 def _layer(row: pl.DataFrame, moved: pl.DataFrame) -> str:
-    """A layer with its place: `layer block2.relu2 (depth 5 of 5)`."""
-    return f"layer {row['layer'][0]} (depth {row['depth'][0]} of {max(moved['depth'])})"
+    """A layer with its place: `relu2 (layer 2 of 6)`."""
+    depths = moved["depth"].unique().sort().to_list()
+    return f"{row['layer'][0]} (layer {depths.index(row['depth'][0]) + 1} of {len(depths)})"
 
 
 def headline(relations: pl.DataFrame) -> tuple[str, str]:
@@ -98,20 +135,30 @@ def _relation(relations: pl.DataFrame) -> str:
     pair = relations.filter((pl.col("geometry") == names[0]) & (pl.col("robustness") == names[1]))
     pick, held_fixed = (pair.row(by_predicate=pl.col("statistic") == s, named=True) for s in STATISTICS)
     interval = "no interval" if pick["low"] is None else f"{INTERVAL} {decimal(pick['low'])} to {decimal(pick['high'])}"
-    tests = plain["p"].count()
-    p = (
-        "no p-value"
-        if pick["p_holm"] is None
-        else f"Holm-corrected p{SPACE}{p_value(pick['p_holm'])} over {tests} tests"
-    )
-    clear = pick["p_holm"] is not None and pick["p_holm"] < 0.05
     held = "undefined" if held_fixed["rho"] is None else decimal(held_fixed["rho"])
-    geometry, robustness = (_lower(measure(name).title) for name in names)
+    p = pick["p_holm"]
+    corrected = "no p-value" if p is None else f"p{SPACE}{p_value(p)} after Holm’s correction for {_tests(plain)}"
+    aside = SAME_SIDE not in (pick["note"] or "") and plain["note"].str.contains(SAME_SIDE, literal=True).any()
+    chance = "more than chance gives" if p is not None and p < 0.05 else "which chance could also give"
     return (
-        f"Over {pick['networks']} networks from {pick['seeds']} seeds, the strongest link is between {geometry} and "
-        f"{robustness}: Spearman’s ρ{SPACE}={SPACE}{decimal(pick['rho'])} ({interval}, {p}; {held} with clean accuracy "
-        f"held fixed), {'more than chance gives' if clear else 'which chance could also give'}."
+        f"Over {pick['networks']} networks from {pick['seeds']} seeds, the strongest relation"
+        f"{', pairs measured under the same perturbations left aside,' if aside else ''} is between "
+        f"{_glossed(names[0])} and {_glossed(names[1])}: as the first rises the second "
+        f"{'rises' if pick['rho'] > 0 else 'falls'}, with a rank correlation (Spearman’s ρ) of {decimal(pick['rho'])} "
+        f"({interval}; {held} with clean accuracy held fixed), {chance} ({corrected})."
     )
+
+
+def _tests(plain: pl.DataFrame) -> str:
+    n = plain["p"].count()
+    return "1 test" if n == 1 else f"{n} tests"
+
+
+def _glossed(name: str) -> str:
+    """A measure for the middle of a sentence, with its gloss: `dead units (…)`."""
+    found = measure(name)
+    title = found.title if found.title[:2].isupper() else found.title[0].lower() + found.title[1:]
+    return f"{title} ({found.gloss})" if found.gloss else title
 
 
 def _refusal(plain: pl.DataFrame) -> str:
@@ -119,14 +166,15 @@ def _refusal(plain: pl.DataFrame) -> str:
     return note if note.startswith("needs") else f"gives no defined correlation ({note})"
 
 
-def _lower(title: str) -> str:
-    """A title for the middle of a sentence: `PCA dimensions` stays as it is."""
-    return title if title[:2].isupper() else title[0].lower() + title[1:]
+def _capital(name: str) -> str:
+    """`the network` as a sentence begins; a recipe's own name stays as it is."""
+    return "The network" if name == "the network" else name
 
 
-def _share(row: pl.DataFrame) -> str:
+def _share(row: pl.DataFrame, of_what: str = "", brackets: str = "()") -> str:
+    """An accuracy with its interval: `86.1 % (84.0–88.2)`."""
     value, low, high = (row[name][0] for name in ("value", "low", "high"))
-    return f"{percent(value)} ({percent_range(low, high)})"
+    return f"{percent(value)} {brackets[0]}{f'{of_what} ' if of_what else ''}{percent_range(low, high)}{brackets[1]}"
 
 
 def relation_text(row: dict[str, float | str | None]) -> str:
@@ -134,5 +182,5 @@ def relation_text(row: dict[str, float | str | None]) -> str:
     if row["rho"] is None:
         return "–"
     low, high = (row[name] for name in ("low", "high"))
-    interval = f" [{number(low, 2)}, {number(high, 2)}]" if isinstance(low, float) and isinstance(high, float) else ""
+    interval = f" [{decimal(low)}, {decimal(high)}]" if isinstance(low, float) and isinstance(high, float) else ""
     return decimal(float(row["rho"])) + interval

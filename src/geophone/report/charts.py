@@ -1,5 +1,6 @@
 """The charts, as Vega-Lite specifications made by Altair. Rows are put in later, so that a control can swap them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,36 +42,64 @@ def standing(spec: Spec, rows: Rows) -> Spec:
     return filled(spec, rows)
 
 
+def columns(panels: int) -> int:
+    """Panels side by side: 4, or 3 where that fills the last row better."""
+    return min(panels, 3 if -panels % 3 < -panels % 4 else 4)
+
+
 def accuracy_panel(
-    family: str, series: Sequence[str], levels: Sequence[float], title: str, width: int | str = "container"
+    family: str,
+    kind: str,
+    series: Sequence[str],
+    levels: Sequence[float],
+    title: str,
+    width: int | str = "container",
 ) -> Spec:
     """Accuracy against the level of one perturbation; level 0 is the clean images."""
-    axis: dict[str, Any] = {"values": list(levels), "labelOverlap": "greedy", "format": ".3~g", "grid": False}
+    axis: dict[str, Any] = {
+        "values": list(levels),
+        "labelOverlap": "greedy",
+        "labelSeparation": 3,
+        "labelFlush": False,
+        "format": ".3~g",
+        "grid": False,
+    }
+    unit = "level"
     if family == "attack" and max(levels) < 0.2:
-        axis["labelExpr"] = "datum.value == 0 ? '0' : format(datum.value * 255, '.3~g') + '/255'"
-    x = alt.X("level:Q", title="level", axis=alt.Axis(**axis), scale=alt.Scale(nice=False))
+        unit = "level, in 255ths"
+        axis["labelExpr"] = "format(datum.value * 255, '.3~g')"
+    x = alt.X("level:Q", title=unit, axis=alt.Axis(**axis), scale=alt.Scale(nice=False))
     y = alt.Y(
         "value:Q",
         title=None,
         scale=alt.Scale(domain=[0, 1]),
         axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], labelOverlap=False),
     )
-    return _lines(series, x, y, (title, family), width, 150, "Accuracy", ".1%")
+    return _lines(kind, series, x, y, (title, family), width, 150, "Accuracy", ".1%")
 
 
-def profile(series: Sequence[str], depths: Sequence[int], title: str, width: int | str = "container") -> Spec:
-    """One measure over the depth of the network."""
-    x = alt.X(
-        "depth:Q",
-        title="depth (layers in the order of execution)",
-        axis=alt.Axis(values=list(depths), format="d", grid=False, labelOverlap="greedy"),
-        scale=alt.Scale(nice=False, padding=8),
-    )
+def profile(
+    kind: str,
+    series: Sequence[str],
+    layers: Sequence[tuple[int, str]],
+    title: str,
+    width: int | str = "container",
+) -> Spec:
+    """One measure over the depth of the network; `layers` are its depths with their layers' names."""
+    depths = sorted({depth for depth, _ in layers})
+    axis: dict[str, Any] = {"values": depths, "format": "d", "grid": False, "labelOverlap": "greedy"}
+    order = "depth (layers in the order of execution)"
+    if len(depths) == len(layers):  # else networks differ in what lies at a depth
+        names = json.dumps({str(depth): name for depth, name in layers})
+        steep = sum(len(name) + 3 for _, name in layers) > 90
+        axis |= {"labelExpr": f"{names}[datum.value]", "labelLimit": 120, "labelAngle": -35 if steep else 0}
+        order = "layer (in the order of execution)"
+    x = alt.X("depth:Q", title=order, axis=alt.Axis(**axis), scale=alt.Scale(nice=False, padding=8))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=5))
-    return _lines(series, x, y, (title, ""), width, 320, "Mean", ".3~f", [alt.Tooltip("layer:N", title="Layer")])
+    return _lines(kind, series, x, y, (title, ""), width, 320, "Value", ".3~f", [alt.Tooltip("layer:N", title="Layer")])
 
 
-def scatter(series: Sequence[str], geometry: str, robustness: str, width: int | str = "container") -> Spec:
+def scatter(kind: str, series: Sequence[str], geometry: str, robustness: str, width: int | str = "container") -> Spec:
     """One point per network: a geometric measure against a robustness measure."""
     base = alt.Chart(alt.Data(name="rows"), width=width, height=340)
     points = base.mark_point(size=85, filled=True, opacity=0.85, clip=False).encode(
@@ -79,7 +108,7 @@ def scatter(series: Sequence[str], geometry: str, robustness: str, width: int | 
         color=_colour(series),
         shape=_shape(series),
         tooltip=[
-            alt.Tooltip("series:N", title="Recipe"),
+            alt.Tooltip("series:N", title=kind),
             alt.Tooltip("seed:N", title="Seed"),
             alt.Tooltip("x:Q", title=measure(geometry).title, format=".4~f"),
             alt.Tooltip("y:Q", title=measure(robustness).title, format=".4~f"),
@@ -88,10 +117,38 @@ def scatter(series: Sequence[str], geometry: str, robustness: str, width: int | 
     return _styled(points)
 
 
-def figure_accuracy(panels: Sequence[tuple[Spec, Rows]], series: Sequence[str], columns: int = 4) -> Spec:
+def heading(title: str, under: str = "", size: int = 13) -> dict[str, Any]:
+    """A title over a chart, at its left."""
+    return {"text": title, "subtitle": under, "anchor": "start", "fontSize": size, "fontWeight": 600, "offset": 8}
+
+
+def name_y(spec: Spec, words: str) -> None:
+    """Give a layered chart the title of its y axis, which a page says above the chart."""
+    for layer in spec["layer"]:
+        layer["encoding"]["y"]["title"] = words
+
+
+def figure_profile(spec: Spec, rows: Rows, series: Sequence[str], words: str, caption: str) -> Spec:
+    """The layer chart for a paper, with its y axis named and a legend."""
+    figure = standing(spec, rows)
+    name_y(figure, words)
+    return with_legend({**figure, "title": heading(spec["title"]["text"], caption)}, series)
+
+
+def figure_relation(spec: Spec, rows: Rows, series: Sequence[str], title: str) -> Spec:
+    """The scatter for a paper, with a title and a legend."""
+    return with_legend({**standing(spec, rows), "title": heading(title, "One point per network")}, series)
+
+
+def figure_accuracy(panels: Sequence[tuple[Spec, Rows]], series: Sequence[str], caption: str) -> Spec:
     """All accuracy panels in one figure for a paper, with a legend."""
+    beside = columns(len(panels))
     cells = [{k: v for k, v in standing(spec, rows).items() if k not in ("config", "$schema")} for spec, rows in panels]
-    return with_legend({"columns": columns, "concat": cells, "config": panels[0][0]["config"]}, series, columns)
+    for cell in cells[::beside]:
+        name_y(cell, "accuracy")
+    title = heading("Accuracy under perturbation", caption, size=16)
+    figure = {"title": title, "columns": beside, "concat": cells, "config": panels[0][0]["config"], "spacing": 18}
+    return with_legend(figure, series, beside)
 
 
 def with_legend(spec: Spec, series: Sequence[str], columns: int = 2) -> Spec:
@@ -121,10 +178,11 @@ def _legend_in(part: Any, legend: dict[str, Any]) -> Any:
 
 
 def _lines(
+    kind: str,
     series: Sequence[str],
     x: alt.X,
     y: alt.Y,
-    heading: tuple[str, str],
+    words: tuple[str, str],
     width: int | str,
     height: int,
     value_title: str,
@@ -133,7 +191,7 @@ def _lines(
 ) -> Spec:
     """An interval band, a line and points for each series."""
     tooltip = [
-        alt.Tooltip("series:N", title="Recipe"),
+        alt.Tooltip("series:N", title=kind),
         *first,
         alt.Tooltip("label:N", title="Images"),
         alt.Tooltip("value:Q", title=value_title, format=value_format),
@@ -152,9 +210,7 @@ def _lines(
     )
     points = base.mark_point(size=42, filled=True, opacity=1).encode(y=y, shape=_shape(series), tooltip=tooltip)
     chart = alt.layer(band, line, points, data=alt.Data(name="rows"), width=width, height=height)
-    title, under = heading
-    words = alt.TitleParams(title, subtitle=under, anchor="start", fontSize=13, fontWeight=600, offset=8)
-    return _styled(chart.properties(title=words))
+    return _styled(chart.properties(title=alt.TitleParams(**heading(*words))))
 
 
 def _colour(series: Sequence[str]) -> alt.Color:

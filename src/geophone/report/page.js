@@ -97,7 +97,7 @@ for (const box of document.querySelectorAll(".legend input")) {
 
 // Everything: search, sort, show more.
 const columns = [
-  (i) => D.series[R.s[i]],
+  ...(D.series.length > 1 ? [(i) => D.series[R.s[i]]] : []),
   (i) => D.conditions[R.c[i]].label,
   (i) => (R.l[i] < 0 ? "whole network" : D.layers[R.l[i]][0]),
   (i) => D.metrics[R.m[i]].title,
@@ -105,13 +105,14 @@ const columns = [
   (i) => (R.lo[i] === null ? -Infinity : R.hi[i] - R.lo[i]),
   (i) => R.k[i],
 ];
+const texts = columns.length - 3;
 const order = { column: null, down: false, count: 50 };
 const digits = (x) => (x === null ? "–" : String(Number(x.toPrecision(4))).replace("-", "−"));
 function fill() {
   const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   let found = [];
   for (let i = 0; i < R.v.length; i++) {
-    const text = columns.slice(0, 4).map((c) => c(i)).join(" ").toLowerCase();
+    const text = columns.slice(0, texts).map((c) => c(i)).join(" ").toLowerCase();
     if (words.every((word) => text.includes(word))) found.push(i);
   }
   if (order.column !== null) {
@@ -121,10 +122,10 @@ function fill() {
   const rows = found.slice(0, order.count).map((i) => {
     const row = document.createElement("tr");
     const between = R.lo[i] === null ? "–" : `${digits(R.lo[i])} to ${digits(R.hi[i])}`;
-    [...columns.slice(0, 4).map((c) => c(i)), digits(R.v[i]), between, R.k[i]].forEach((text, place) => {
+    [...columns.slice(0, texts).map((c) => c(i)), digits(R.v[i]), between, R.k[i]].forEach((text, place) => {
       const cell = row.insertCell();
       cell.textContent = text;
-      if (place > 3) cell.className = "number";
+      if (place >= texts) cell.className = "number";
     });
     return row;
   });

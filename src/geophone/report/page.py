@@ -12,11 +12,19 @@ from typing import Any
 import polars as pl
 import vl_convert
 
-from geophone.relate import geometry_measures, networks, relate, robustness_measures
+from geophone.relate import SAME_SIDE, UNDEFINED, geometry_measures, networks, relate, robustness_measures
 from geophone.report import charts
 from geophone.report.answer import answer, headline, relation_text
-from geophone.report.summary import profile_metrics, series_order, summarise, thinned, with_series
-from geophone.report.words import decimal, measure, number
+from geophone.report.summary import (
+    OWN_SPREAD,
+    profile_metrics,
+    series_order,
+    summarise,
+    summarise_sides,
+    thinned,
+    with_series,
+)
+from geophone.report.words import SPACE, decimal, measure, p_value
 
 # What the bundle leaves for the page's own script.
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -31,7 +39,9 @@ class Findings:
 
     table: pl.DataFrame
     summary: pl.DataFrame
+    sides: pl.DataFrame
     series: list[str]
+    kind: str  # what a series is: "Recipe", or "Network" where none has a recipe
     wide: pl.DataFrame
     relations: pl.DataFrame
 
@@ -48,7 +58,8 @@ def findings(table: pl.DataFrame) -> Findings:
         pl.col("family").replace_strict(FAMILIES, range(len(FAMILIES)), return_dtype=pl.Int64, default=len(FAMILIES)),
     ]
     summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
-    return Findings(table, summary, series, wide, relate(table))
+    kind = "Recipe" if table["recipe"].count() else "Network"
+    return Findings(table, summary, summarise_sides(table), series, kind, wide, relate(table))
 
 
 def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str:
@@ -61,7 +72,7 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str
         _accuracy(found, specs),
         _layers(found, carried, omitted, specs),
         _relations(found, specs),
-        _everything(omitted),
+        _everything(found, omitted),
         _provenance(provenance),
     ]
     data = {**_data(found, carried), "charts": specs, "profile_start": None}
@@ -95,7 +106,7 @@ def accuracy_panels(found: Findings, width: int | str = "container") -> list[tup
         for name in rows.filter(pl.col("family") == family)["perturbation"].unique(maintain_order=True):
             part = pl.concat([clean, rows.filter(pl.col("perturbation") == name)]).sort("series", "level")
             levels = part["level"].unique().sort().to_list()
-            spec = charts.accuracy_panel(family, found.series, levels, name, width)
+            spec = charts.accuracy_panel(family, found.kind, found.series, levels, name, width)
             panels.append((spec, charts.rows_of(part)))
     return panels
 
@@ -117,8 +128,9 @@ def profile_chart(found: Findings, width: int | str = "container") -> tuple[char
     metric, label = default_profile(found.summary)
     layers = found.summary.filter(pl.col("layer").is_not_null())
     part = layers.filter((pl.col("metric") == metric) & (pl.col("label") == label)).sort("series", "depth")
-    depths = layers["depth"].drop_nulls().unique().sort().to_list()
-    return charts.profile(found.series, depths, f"{measure(metric).title}: {label}", width), charts.rows_of(part)
+    names = layers.select("depth", "layer").drop_nulls().unique().sort("depth", "layer").rows()
+    heading = f"{measure(metric).title}: {label}"
+    return charts.profile(found.kind, found.series, names, heading, width), charts.rows_of(part)
 
 
 def relation_chart(found: Findings, width: int | str = "container") -> tuple[charts.Spec, charts.Rows]:
@@ -126,7 +138,23 @@ def relation_chart(found: Findings, width: int | str = "container") -> tuple[cha
     geometry, robustness = headline(found.relations)
     points = found.wide.drop_nulls([geometry, robustness])
     rows = points.select("series", "seed", x=geometry, y=robustness).to_dicts()
-    return charts.scatter(found.series, geometry, robustness, width), rows
+    return charts.scatter(found.kind, found.series, geometry, robustness, width), rows
+
+
+def relation_title(found: Findings) -> str:
+    """What a figure of the scatter is called: `Geometry and robustness, ρ = −0.89 [−1.00, −0.63]`."""
+    geometry, robustness = headline(found.relations)
+    pair = (pl.col("geometry") == geometry) & (pl.col("robustness") == robustness)
+    row = found.relations.row(by_predicate=pair & (pl.col("statistic") == "spearman"), named=True)
+    rho = "" if row["rho"] is None else f", Spearman’s ρ = {relation_text(row)}"
+    return f"Geometry and robustness{rho}"
+
+
+def bands_in_short(found: Findings) -> str:
+    """What the lines and bands are, under the title of a figure."""
+    if max(found.summary["networks"]) == 1:
+        return "One network a line; band: 95 % Wilson interval over the test images"
+    return "Mean over seeds; band: 95 % interval of that mean"
 
 
 def has_profile(found: Findings) -> bool:
@@ -140,7 +168,7 @@ def has_scatter(found: Findings) -> bool:
 
 
 def _answer(found: Findings) -> str:
-    sentences = answer(found.summary, found.relations, found.series)
+    sentences = answer(found.summary, found.sides, found.relations, found.series)
     items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
     return f'<section id="answer"><h2>The answer</h2>\n<ol class="answer">\n{items}\n</ol></section>'
 
@@ -182,12 +210,14 @@ def _accuracy(found: Findings, specs: dict[str, Any]) -> str:
     for place, (spec, rows) in enumerate(panels):
         specs[f"accuracy-{place}"] = charts.filled(spec, rows)
     places = "".join(f'<div class="chart" id="accuracy-{place}"></div>' for place in range(len(panels)))
+    grid = f"panels in-{charts.columns(len(panels))}"
     return (
         '<section id="accuracy"><h2>Accuracy under perturbation</h2>\n'
         '<p class="caption">Share of test images classified correctly (higher is better) against the level of each '
         "perturbation, in its own units; level 0 is the clean images. Attacks are white-box: they know the network "
-        f"and its gradients. {_interval_words(found.summary)}</p>\n"
-        f'{_legend(found.series)}<div class="panels">{places}</div></section>'
+        f"and its gradients. {_interval_words(found)} The averages in the answer are taken over the levels of a "
+        "perturbation, then over perturbations.</p>\n"
+        f'{_legend(found.series)}<div class="{grid}">{places}</div></section>'
     )
 
 
@@ -204,8 +234,8 @@ def _layers(found: Findings, carried: pl.DataFrame, omitted: list[str], specs: d
     names = present["perturbation"].unique(maintain_order=True).to_list()
     return (
         '<section id="layers"><h2>Layer by layer</h2>\n'
-        '<p class="caption">From the first recorded layer (left) to the last (right). Point at a mark for the layer\'s '
-        f"name. {_interval_words(found.summary, layers=True)}</p>\n"
+        '<p class="caption">From the first recorded layer (left) to the last (right). Point at a mark for its '
+        f"numbers. {_interval_words(found, layers=True)}</p>\n"
         '<div class="controls">'
         + _select(
             "profile-measure", "Measure", [(str(places[m]), measure(m).title) for m in metrics], str(places[metric])
@@ -227,13 +257,15 @@ def _relations(found: Findings, specs: dict[str, Any]) -> str:
     geometry = relations["geometry"].unique(maintain_order=True).to_list()
     robustness = relations["robustness"].unique(maintain_order=True).to_list()
     start = headline(relations)
-    body = (
+    undefined = relations["rho"].null_count() == len(relations)
+    explained = (
         '<p class="caption">One point per network. A geometric measure is the mean over layers: on clean images, or '
         "between clean and perturbed responses where it says “under”. Spearman’s ρ compares ranks: 1, one rises "
         "whenever the other does; −1, one falls; 0, no monotone relation. “Clean held fixed” is the partial ρ, what is "
         "left once clean accuracy is accounted for. Intervals are 95 % bootstrap intervals clustered by seed; "
         "p-values come from exchanging whole recipes and are Holm-corrected over all rows of the table.</p>\n"
     )
+    body = explained if has_scatter(found) or not undefined else ""
     if has_scatter(found):
         specs["relation"] = charts.filled(relation_chart(found)[0], [])
         body += (
@@ -244,7 +276,7 @@ def _relations(found: Findings, specs: dict[str, Any]) -> str:
             '<p class="finding" id="relation-text" aria-live="polite"></p>\n'
             '<div class="chart large" id="relation"></div>\n<p class="caption" id="relation-about"></p>\n'
         )
-    if relations["rho"].null_count() == len(relations):
+    if undefined:
         reasons = relations["note"].unique(maintain_order=True).to_list()
         body += "".join(
             f'<p class="finding">No correlation is computed: {_text(reason)}.</p>' for reason in reasons[:5]
@@ -259,43 +291,82 @@ def _relation_table(relations: pl.DataFrame) -> str:
         (r["geometry"], r["robustness"]): r for r in relations.to_dicts() if r["statistic"] == "partial_spearman"
     }
     plain = relations.filter(pl.col("statistic") == "spearman")
+    plain = plain.sort(pl.col("rho").abs(), descending=True, nulls_last=True, maintain_order=True)
+    pairs = [(row, partial[row["geometry"], row["robustness"]]) for row in plain.to_dicts()]
+    notes = [_notes(held) for _, held in pairs]
+    defined = [each for (row, _), each in zip(pairs, notes, strict=True) if row["rho"] is not None]
+    shared = [note for note in defined[0] if all(note in each for each in defined)]
+    own = [[note for note in each if note not in (*shared, SAME_SIDE)] for each in notes]
+    counts = {row["networks"] for row, _ in pairs}
     lines = []
-    for row in plain.sort(pl.col("rho").abs(), descending=True, nulls_last=True, maintain_order=True).to_dicts():
-        held = partial[row["geometry"], row["robustness"]]
+    for (row, held), each, left in zip(pairs, notes, own, strict=True):
+        mark = " †" if SAME_SIDE in each and SAME_SIDE not in shared else ""
         cells = [
-            f"<td>{_text(measure(row['geometry']).title)}</td><td>{_text(measure(row['robustness']).title)}</td>",
+            f"<td>{_text(measure(row['geometry']).title)}</td><td>{_text(measure(row['robustness']).title)}{mark}</td>",
             *(
-                f'<td class="number">{relation_text(r)}</td><td class="number">{number(r["p_holm"], 2)}</td>'
+                f'<td class="number">{relation_text(r)}</td><td class="number">{_p(r["p_holm"])}</td>'
                 for r in (row, held)
             ),
-            f'<td class="number">{row["networks"]}</td><td class="note">{_text(held["note"] or "")}</td>',
+            f'<td class="number">{row["networks"]}</td>' if len(counts) > 1 else "",
+            f'<td class="note">{_text("; ".join(left))}</td>' if any(own) else "",
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = (
         '<th>Geometry</th><th>Robustness</th><th class="number">ρ [95 %]</th><th class="number">p, Holm</th>'
-        '<th class="number">Clean held fixed</th><th class="number">p, Holm</th><th class="number">Networks</th>'
-        '<th class="note">Note</th>'
+        '<th class="number">Clean held fixed</th><th class="number">p, Holm</th>'
+        + ('<th class="number">Networks</th>' if len(counts) > 1 else "")
+        + ('<th class="note">Note</th>' if any(own) else "")
     )
     return (
         f"<h3>All {_count(len(plain), 'pair')}, strongest first</h3>\n"
+        f'<p class="caption">{_text(_table_words(plain, relations, shared, notes))}</p>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of relations">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _everything(omitted: list[str]) -> str:
-    names = ("Recipe", "Images", "Layer", "Measure", "Mean", "95 % interval", "Networks")
+def _notes(row: dict[str, Any]) -> list[str]:
+    """The parts of a relation's note, but for undefined resamples where they are few enough for an interval."""
+    parts = (row["note"] or "").split("; ")
+    return [part for part in parts if part and not (part.startswith(UNDEFINED) and row["low"] is not None)]
+
+
+def _table_words(plain: pl.DataFrame, relations: pl.DataFrame, shared: list[str], notes: list[list[str]]) -> str:
+    """What holds for many rows of the table of relations, said once."""
+    words = []
+    if plain["networks"].n_unique() == 1:
+        words.append(f"Each pair over {plain['networks'][0]} networks.")
+    if shared:
+        words.append(f"Throughout: {'; '.join(shared)}.")
+    if SAME_SIDE not in shared and any(SAME_SIDE in each for each in notes):
+        words.append(f"†: {SAME_SIDE}, so the geometry is close to a restatement of the accuracy.")
+    if relations.filter(pl.col("low").is_not_null())["note"].str.contains(UNDEFINED, literal=True).any():
+        words.append("Resamples in which ρ is undefined, at most 5 % of a row’s, are left out of its interval.")
+    return " ".join(words)
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else p_value(value).removeprefix(f"={SPACE}")
+
+
+def _everything(found: Findings, omitted: list[str]) -> str:
+    one = len(found.wide) < 2
+    texts = (*([] if len(found.series) == 1 else [found.kind]), "Images", "Layer", "Measure")
+    numbers = ("Value" if one else "Mean", "95 % interval", "Networks")
     head = "".join(
-        f'<th{" class=number" if place > 3 else ""}><button type="button">{name}</button></th>'
-        for place, name in enumerate(names)
+        f'<th{" class=number" if name in numbers else ""}><button type="button">{name}</button></th>'
+        for name in (*texts, *numbers)
     )
+    each = "of the network" if one else f"as its mean over the networks of a {found.kind.lower()}"
+    each = "as its mean over the networks" if len(found.series) == 1 and not one else each
+    example = " ".join([*found.series[: len(texts) - 3], "accuracy"])
     return (
         '<section id="everything"><h2>Everything</h2>\n'
-        '<p class="caption">Every measure as its mean over the networks of a recipe. Press a column’s name to sort. '
+        f'<p class="caption">Every measure {each}. Press a column’s name to sort. '
         "The full table, with one row per network and unit, is in the folder <code>table</code> of the results. "
         f"{_text(' '.join(omitted))}</p>\n"
         '<div class="controls"><label>Search (all words must occur)<input type="search" id="search" '
-        'placeholder="Standard cka block2" autocomplete="off"></label></div>\n'
+        f'placeholder="{_text(example)}" autocomplete="off"></label></div>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of everything">'
         f'<table><thead><tr>{head}</tr></thead><tbody id="rows"></tbody></table></div>\n'
         '<p class="caption" id="found" aria-live="polite"></p>'
@@ -367,15 +438,21 @@ def _select(name: str, label: str, entries: list[tuple[str, str]], chosen: str) 
     return f'<label>{label}<select id="{name}">{options}</select></label>'
 
 
-def _interval_words(summary: pl.DataFrame, layers: bool = False) -> str:
+def _interval_words(found: Findings, layers: bool = False) -> str:
     """What the bands of a chart are."""
-    counts = summary["networks"]
-    if counts.max() == 1:
+    counts = found.summary["networks"].to_list()
+    if max(counts) == 1:
         bands = "Bands are 95 % Wilson intervals over the test images; they say nothing about other seeds."
         return "With one network per line there are no bands." if layers else bands
-    wide = " From two seeds such an interval is wide: 12.7 standard errors either way." if counts.max() == 2 else ""
     least = "" if layers else ", never narrower than the Wilson interval over the test images"
-    return f"Lines are means over seeds, bands 95 % Student t intervals of that mean{least}.{wide}"
+    words = f"Lines are means over seeds, bands 95 % Student t intervals of that mean{least}."
+    if len(found.series) > 1 and min(counts) < OWN_SPREAD:
+        what = found.kind.lower()
+        return (
+            f"{words} Where a {what} has fewer than {OWN_SPREAD} networks, the spread over seeds is pooled over the "
+            f"{what}s, which assumes that it is alike in all of them."
+        )
+    return f"{words} From two seeds it is wide: 12.7 standard errors either way." if max(counts) == 2 else words
 
 
 def _condition_places(carried: pl.DataFrame) -> dict[str, int]:
@@ -424,11 +501,11 @@ def _relation_sentences(relations: pl.DataFrame) -> dict[str, str]:
             said[key] = said.get(key) or f"No correlation: {row['note']}."
             continue
         interval = "no interval" if row["low"] is None else f"95 % {decimal(row['low'])} to {decimal(row['high'])}"
-        p = "no p" if row["p_holm"] is None else f"Holm p = {number(row['p_holm'], 2)}"
+        p = "no p" if row["p_holm"] is None else f"Holm p {p_value(row['p_holm'])}"
         said[key] = said.get(key, "") + f"{name} = {decimal(row['rho'])} ({interval}; {p})."
         if row["statistic"] == "partial_spearman":
-            note = f"; {row['note']}" if row["note"] else ""
-            said[key] += f" {row['networks']} networks, {row['seeds']} seeds{note}."
+            notes = "".join(f"; {note}" for note in _notes(row))
+            said[key] += f" {row['networks']} networks, {row['seeds']} seeds{notes}."
     return said
 
 

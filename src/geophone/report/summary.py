@@ -6,9 +6,13 @@ from typing import Any
 import polars as pl
 from scipy.stats import t
 
+from geophone.relate import NATURAL
 from geophone.report.words import PROFILE, condition_label, level_label, measure
 
 WHERE = ["family", "perturbation", "level", "layer", "depth", "metric"]
+
+# From so many networks on, the spread of a series is estimated from itself alone.
+OWN_SPREAD = 5
 
 # The full table lies beside the page; the page itself carries at most so many rows, or it would not open quickly.
 MOST_ROWS = 60_000
@@ -27,42 +31,16 @@ def with_series(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def summarise(table: pl.DataFrame) -> pl.DataFrame:
-    """Mean over the networks of each series, for every condition, layer and metric.
-
-    The 95 % interval is Student's t over two or more networks (seeds), cut at the bounds of the metric. It is
-    never narrower than the mean of the rows' own intervals (for an accuracy Wilson's), so that two seeds that agree by
-    chance do not look certain. With one network it is that row's own interval.
+    """Mean over the networks of each series with its interval, for every condition, layer and metric.
 
     Returns:
         Columns series, family, perturbation, level, layer, depth, metric, value, low, high, networks, label,
-        level_label.
+        level_label. For the interval see `over_networks`.
     """
     rows = table.filter(
         pl.col("unit").is_null() & ~pl.col("metric").str.starts_with("check.") & pl.col("value").is_not_null()
     )
-    grouped = rows.group_by("series", *WHERE, maintain_order=True).agg(
-        pl.col("value").mean(),
-        own_low=pl.col("low").mean(),
-        own_high=pl.col("high").mean(),
-        networks=pl.len(),
-        error=pl.col("value").std(ddof=1) / pl.len().sqrt(),
-    )
-    quantile = {n: float(t.ppf(0.975, n - 1)) if n > 1 else None for n in grouped["networks"].unique()}
-    bounds = {name: measure(name).bounds or (None, None) for name in grouped["metric"].unique()}
-    grouped = grouped.with_columns(
-        pl.Series("quantile", [quantile[n] for n in grouped["networks"]], pl.Float64),
-        pl.Series("floor", [bounds[name][0] for name in grouped["metric"]], pl.Float64),
-        pl.Series("ceiling", [bounds[name][1] for name in grouped["metric"]], pl.Float64),
-    )
-    half = pl.col("error") * pl.col("quantile")
-    grouped = grouped.with_columns(
-        low=pl.min_horizontal(pl.col("value") - half, "own_low"),
-        high=pl.max_horizontal(pl.col("value") + half, "own_high"),
-    )
-    grouped = grouped.with_columns(
-        low=pl.when(pl.col("low") < pl.col("floor")).then("floor").otherwise("low"),
-        high=pl.when(pl.col("high") > pl.col("ceiling")).then("ceiling").otherwise("high"),
-    )
+    grouped = over_networks(rows, WHERE)
     where = ["family", "perturbation", "level"]
     labels = [
         {
@@ -79,9 +57,86 @@ def summarise(table: pl.DataFrame) -> pl.DataFrame:
         "label": pl.String,
         "level_label": pl.String,
     }
-    return grouped.drop("error", "own_low", "own_high", "quantile", "floor", "ceiling").join(
-        pl.DataFrame(labels, schema=schema), on=where, how="left", maintain_order="left"
+    return grouped.join(pl.DataFrame(labels, schema=schema), on=where, how="left", maintain_order="left")
+
+
+def summarise_sides(table: pl.DataFrame) -> pl.DataFrame:
+    """Accuracy left on each side, natural (noise and corruption) and attack, and under each of its perturbations.
+
+    A network's accuracy under a perturbation is its mean over levels; on a side, the unweighted mean of that over
+    perturbations, as in `relate.networks`. The rows' own intervals are averaged likewise. As all conditions share
+    their images, that is the interval of the mean if the conditions err together, and too wide if they do not.
+
+    Returns:
+        Columns series, side, perturbation (null: the whole side), metric, value, low, high, networks. For the interval
+        see `over_networks`.
+    """
+    side = pl.when(pl.col("family").is_in(NATURAL)).then(pl.lit("natural")).otherwise(pl.col("family"))
+    rows = table.with_columns(side=side).filter(
+        pl.col("layer").is_null()
+        & (pl.col("metric") == "accuracy")
+        & pl.col("side").is_in(["natural", "attack"])
+        & pl.col("value").is_not_null()
     )
+    network = ["series", "model", "dataset", "job", "side", "metric"]
+    means = [pl.col(name).mean() for name in ("value", "low", "high")]
+    types = rows.group_by(*network, "perturbation", maintain_order=True).agg(means)
+    whole = types.group_by(network, maintain_order=True).agg(pl.lit(None, pl.String).alias("perturbation"), *means)
+    return over_networks(pl.concat([whole, types]), ["side", "perturbation", "metric"])
+
+
+def over_networks(rows: pl.DataFrame, where: list[str]) -> pl.DataFrame:
+    """Mean over the networks (seeds) of each series, with its 95 % interval.
+
+    The interval is Student's t, mean ± t_df · s/√n for the n networks of a series. From `OWN_SPREAD` networks on, s is
+    the series' own standard deviation and df = n − 1. With fewer, s is pooled over all the series of the same data set,
+    model and `where`, as in a one-way analysis of variance: s² = Σ(n_i − 1)s_i² / Σ(n_i − 1), df = Σ(n_i − 1). That
+    assumes an equal spread in all series, and then keeps 95 % coverage; two networks alone have t_1 = 12.7.
+
+    The interval is never narrower than the mean of the rows' own intervals (for an accuracy Wilson's), so that seeds
+    that agree by chance do not look certain, and it is cut at the bounds of the metric. Where no series has two
+    networks it is the rows' own interval.
+
+    Args:
+        rows: One row per network and `where`, with series, model, dataset, metric, value, low and high.
+        where: The columns that tell apart what is not averaged, `metric` among them.
+
+    Returns:
+        Columns series, `where`, value, low, high, networks.
+    """
+    grouped = rows.group_by("series", *where, maintain_order=True).agg(
+        pl.col("value").mean(),
+        own_low=pl.col("low").mean(),
+        own_high=pl.col("high").mean(),
+        networks=pl.len(),
+        variance=pl.col("value").var(ddof=1).fill_null(0),
+        model=pl.col("model").first(),
+        dataset=pl.col("dataset").first(),
+    )
+    own_df = pl.col("networks").cast(pl.Int64) - 1
+    squares = own_df * pl.col("variance")
+    alike = [*where, "model", "dataset"]
+    grouped = grouped.with_columns(
+        df=pl.when(pl.col("networks") < OWN_SPREAD).then(own_df.sum().over(alike)).otherwise(own_df),
+        squares=pl.when(pl.col("networks") < OWN_SPREAD).then(squares.sum().over(alike)).otherwise(squares),
+    )
+    quantile = {df: float(t.ppf(0.975, df)) if df else None for df in grouped["df"].unique()}
+    bounds = {name: measure(name).bounds or (None, None) for name in grouped["metric"].unique()}
+    grouped = grouped.with_columns(
+        pl.Series("quantile", [quantile[df] for df in grouped["df"]], pl.Float64),
+        pl.Series("floor", [bounds[name][0] for name in grouped["metric"]], pl.Float64),
+        pl.Series("ceiling", [bounds[name][1] for name in grouped["metric"]], pl.Float64),
+    )
+    half = pl.col("quantile") * (pl.col("squares") / pl.col("df") / pl.col("networks")).sqrt()
+    grouped = grouped.with_columns(
+        low=pl.min_horizontal(pl.col("value") - half, "own_low"),
+        high=pl.max_horizontal(pl.col("value") + half, "own_high"),
+    )
+    grouped = grouped.with_columns(
+        low=pl.when(pl.col("low") < pl.col("floor")).then("floor").otherwise("low"),
+        high=pl.when(pl.col("high") > pl.col("ceiling")).then("ceiling").otherwise("high"),
+    )
+    return grouped.select("series", *where, "value", "low", "high", "networks")
 
 
 def series_order(table: pl.DataFrame) -> list[str]:

@@ -1,0 +1,1 @@
+"""Speed as ratios: what Geophone adds to the work that cannot be avoided, both measured in one process."""

@@ -1,0 +1,132 @@
+"""`python -m benchmarks [recording memory attack training] [--threads N] [--repeats N] [--device cuda]`."""
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.compare import machine, peak_mib, ratio, seconds
+from geophone.data import ImageData, Split, fashion_mnist_mini
+from geophone.measure import measure
+from geophone.models import resnet20, small_cnn
+from geophone.perturb import GaussianNoise, LinfPGD
+from geophone.rng import draws, stream
+from geophone.train import SelectivityRegularised, Standard, Training, fit, initialised
+
+HEAD = "| what | ratio, median | spread | repeats | bare | aim |\n|---|---|---|---|---|---|"
+
+
+def network(data: ImageData, device: str, make=resnet20) -> nn.Module:
+    return initialised(lambda: make(10, data.mean, data.std), 0).eval().to(device)
+
+
+def random_images(n: int, device: str) -> Split:
+    x = torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=stream("images", n))
+    return Split(x, torch.arange(n) % 10, torch.arange(n)).to(device)
+
+
+def forward(model: nn.Module, split: Split, passes: int = 1) -> None:
+    with torch.no_grad():
+        for batch in split.batches(256):
+            for _ in range(passes):
+                model(batch.x)
+
+
+def recording(repeats: int, device: str) -> None:
+    data = fashion_mnist_mini()
+    model = network(data, device)
+    split = data.test.take(2000).to(device)
+    print(HEAD)
+    print(
+        ratio(
+            "recording and every metric of clean responses, ResNet20, 19 layers, 2,000 images, over one forward pass",
+            *(lambda: measure(model, split), lambda: forward(model, split), repeats, "≤ 1.5"),
+        )
+    )
+    print(
+        ratio(
+            "recording and all metrics, clean and one noise (drift, CKA), over two forward passes",
+            *(lambda: measure(model, split, [GaussianNoise()]), lambda: forward(model, split, 2), repeats, "≤ 1.5"),
+        )
+    )
+
+
+def memory(repeats: int, device: str) -> None:
+    """60,000 images through ResNet20: peak memory against 6,000 images, and time over the bare pass."""
+    data = fashion_mnist_mini()
+    model = network(data, device)
+    split = random_images(60_000, device)
+    part = Split(split.x[:6000], split.y[:6000], split.index[:6000])
+    noise = [GaussianNoise()]
+    measure(model, part.take(600), noise)
+    before = peak_mib()
+    measure(model, part, noise)
+    small = peak_mib()
+    ours = seconds(lambda: measure(model, split, noise))
+    large = peak_mib()
+    bare = seconds(lambda: forward(model, split, 2))
+    print(f"peak resident memory: {before:.0f} MiB after 600 images, {small:.0f} after 6,000, {large:.0f} after 60,000")
+    print(f"60,000 images, clean and one noise, all metrics: {ours:.0f} s over {bare:.0f} s bare = {ours / bare:.2f}")
+
+
+def attack(repeats: int, device: str) -> None:
+    data = fashion_mnist_mini()
+    (batch,) = data.test.take(120).to(device).batches(120)
+    pgd = LinfPGD(eps=8 / 255, steps=20)
+    rng = draws(0, "attack", index=batch.index)
+    print(HEAD)
+    for name, make in (("ResNet20", resnet20), ("small_cnn", small_cnn)):
+        model = network(data, device, make)
+
+        def bare(model: nn.Module = model) -> None:
+            for _ in range(20):
+                x = batch.x.clone().requires_grad_()
+                torch.autograd.grad(cross_entropy(model(x), batch.y, reduction="sum"), x)
+
+        def ours(model: nn.Module = model) -> Tensor:
+            return pgd(batch.x, batch.y, model, rng)
+
+        print(ratio(f"LinfPGD-20, {name}, 120 images, over 20 bare forward + backward passes", ours, bare, repeats))
+
+
+def training(repeats: int, device: str) -> None:
+    data = fashion_mnist_mini().to(device)
+    part = ImageData(data.name, data.classes, data.train.take(2560), data.val.rows(torch.arange(0)), data.test)
+    once = Training(epochs=1)
+
+    def bare() -> None:
+        model = network(data, device, small_cnn).train().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        for batch in part.train.batches(128):
+            x = batch.x.contiguous(memory_format=torch.channels_last)
+            optimizer.zero_grad()
+            cross_entropy(model(x), batch.y).backward()
+            optimizer.step()
+
+    print(HEAD)
+    for recipe in (Standard(), SelectivityRegularised(1.0)):
+
+        def ours(recipe=recipe) -> None:
+            fit(network(data, device, small_cnn), part, recipe, once)
+
+        print(ratio(f"one epoch of {recipe}, small_cnn, 2,560 images, over a bare loop", ours, bare, repeats))
+
+
+ALL = {f.__name__: f for f in (recording, memory, attack, training)}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(ALL)))
+@click.option("--threads", type=int, default=2, show_default=True)
+@click.option("--repeats", type=int, default=5, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+def main(names: tuple[str, ...], threads: int, repeats: int, device: str) -> None:
+    """Run benchmarks; default all of them."""
+    torch.set_num_threads(threads)
+    print(machine())
+    for name in names or ALL:
+        print(f"\n### {name}\n", flush=True)
+        ALL[name](repeats, device)
+
+
+main()

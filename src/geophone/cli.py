@@ -1,16 +1,16 @@
 """The command line."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import geophone
@@ -19,7 +19,8 @@ from geophone.record import REDUCTIONS
 from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.report import write_report
 from geophone.scan import DEFAULT_PERTURBATIONS, scan
-from geophone.study import find_study, ray_executor, run_study
+from geophone.study import find_study, process_executor, ray_executor, run_study
+from geophone.study.job import Progress
 from geophone.study.studies import SIZES
 
 
@@ -114,21 +115,31 @@ def run(
     name, made = find_study(study, size, _seeds(seeds))
     folder = out or Path("runs") / f"{name}-{size}"
     files = (*plugins, *([Path(study.partition(".py")[0] + ".py")] if ".py" in study else []))
-    with _executor(executor, workers) as pool, _bars() as bars:
+    with _bars() as bars:
         total = bars.add_task(f"{name} ({size})", total=None)
-        stage = bars.add_task("", total=None, visible=executor == "process" and workers == 1)
-        run_study(
-            made,
-            folder,
-            name=name,
-            executor=pool,
-            threads=threads if threads or workers == 1 else max(1, _cores() // workers),
-            device=device,
-            plugins=files,
-            progress=lambda what, done, steps: bars.update(stage, description=what, completed=done, total=steps),
-            finished=lambda done, jobs: bars.update(total, completed=done, total=jobs),
-        )
-        bars.update(stage, description="writing the report", completed=None, total=None)
+        running: dict[str, Any] = {}
+
+        def watch(what: str, done: int, steps: int) -> None:
+            job = what.partition(": ")[0]
+            if job not in running:
+                running[job] = bars.add_task(what)
+            bars.update(running[job], description=what, completed=done, total=steps)
+            if what.endswith("measuring") and done == steps:
+                bars.remove_task(running.pop(job))
+
+        with _executor(executor, workers, watch) as pool:
+            run_study(
+                made,
+                folder,
+                name=name,
+                executor=pool,
+                threads=threads if threads or workers == 1 else max(1, (os.cpu_count() or 1) // workers),
+                device=device,
+                plugins=files,
+                progress=watch,
+                finished=lambda done, jobs: bars.update(total, completed=done, total=jobs),
+            )
+        bars.add_task("writing the report", total=None)
         page = write_report(folder)
     click.echo(str(page))
 
@@ -232,30 +243,24 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         raise GeophoneError(f"cannot read the seeds {text!r}: write whole numbers, such as 0,1,2.") from None
 
 
-def _cores() -> int:
-    return get_context().cpu_count()
-
-
-def _executor(kind: str, workers: int) -> AbstractContextManager[Executor | None]:
+def _executor(kind: str, workers: int, progress: Progress) -> AbstractContextManager[Executor | None]:
     if kind == "ray":
         return ray_executor(workers)
-    if workers > 1:
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    return nullcontext()
+    return process_executor(workers, progress) if workers > 1 else nullcontext()
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
+def _bars() -> Iterator[rich_progress.Progress]:
     """Progress bars with the remaining time, on standard error."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("left"),
+        rich_progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
         yield bars
 
 

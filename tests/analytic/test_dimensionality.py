@@ -110,7 +110,7 @@ def test_difference_of_nothing_has_no_dimension():
 
 
 def test_difference_of_noise_through_a_linear_layer():
-    """Isotropic noise before W: the difference has the spectrum of WW', so rank W dimensions; the sign is irrelevant."""
+    """Isotropic noise before W: the difference has the spectrum of WW', so rank W dimensions; signs do not matter."""
     generator = stream(5)
     w = torch.randn(12, 3, generator=generator, dtype=torch.float64) @ torch.randn(3, 20, generator=generator).double()
     x = torch.randn(500, 12, generator=generator, dtype=torch.float64)

@@ -112,8 +112,8 @@ def test_refuses_negative_responses_and_single_classes():
 def test_finite_sample_floor(n, wanted):
     """Exponential responses (CV 1) without class information, C = 10.
 
-    For large n the formula E_C · C/(C-1) / (2 sqrt n) with E_C = 1.5388; for n = 26 the simulated value of §10, since
-    the formula is a first order in 1/sqrt n. The mean of 1,000 units is known to 1 %, the simulated value to three digits:
+    For large n the formula E_C · C/(C-1) / (2 sqrt n) with E_C = 1.5388, a first order in 1/sqrt n; for n = 26 the
+    simulated value of §10. The mean of 1,000 units is known to 1 %, the simulated value to three digits:
     allow three standard errors.
     """
     generator = stream("floor", n)

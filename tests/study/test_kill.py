@@ -40,10 +40,11 @@ class Killed:
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path):
-    """The moments are spread over the whole of an uninterrupted run, its start and its report included.
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_random_moments(tmp_path, workers):
+    """Twenty with jobs in the command's own process; ten with jobs in two other processes, which must end with it.
 
-    Each kill is followed by the same command, which is killed in turn; the run that ends is the last. The moments come
+    The moments are spread over the whole of an uninterrupted run, its start and its report included. Each kill is followed by the same command, which is killed in turn; the run that ends is the last. The moments come
     from a fixed seed, so that a failure can be repeated.
     """
     file = tmp_path / "killed.py"
@@ -51,6 +52,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
 
     def start(out):
         command = [sys.executable, "-m", "geophone", "run", str(file), "--out", str(out), "--threads", "1"]
+        command += ["--workers", str(workers)]
         return subprocess.Popen(
             command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -64,7 +66,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
 
     chance = random.Random(20)
     kills, ended = 0, 0
-    while kills < 20:
+    while kills < 20 // workers:
         out = tmp_path / f"killed{ended}"
         run = start(out)
         try:
@@ -73,7 +75,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
             assert table.read(out / "table").equals(wanted)
             ended += 1  # it had become short enough to end: begin another
         except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
+            os.kill(run.pid, signal.SIGKILL)
             kills += 1
         finally:
             run.communicate()

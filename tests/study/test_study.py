@@ -1,10 +1,9 @@
 """Studies, jobs, and running them: what was finished is never done again, and the table is always the same."""
 
 import json
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
-from multiprocessing import get_context
 from typing import ClassVar
 
 import polars as pl
@@ -16,7 +15,7 @@ from geophone import table
 from geophone.errors import GeophoneError
 from geophone.models import load_model
 from geophone.registry import STUDIES
-from geophone.study import Demo, Job, find_study, run_job, run_study
+from geophone.study import Demo, Job, find_study, process_executor, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
 
@@ -122,8 +121,11 @@ def test_a_study_gives_the_same_table_however_it_runs(tmp_path):
     assert first["job"].n_unique() == 4
     again = whole(tmp_path / "a")
     assert again.equals(first)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    news = []
+    with process_executor(2, lambda *what: news.append(what)) as pool:
         assert whole(tmp_path / "b", executor=pool).equals(first)
+    ends = {what for what, done, steps in news if done == steps}
+    assert {f"{recipe}, seed {seed}: measuring" for recipe in ("Standard", "NoiseAugmented") for seed in (0, 1)} <= ends
     made = json.loads((tmp_path / "a" / "provenance.json").read_text())
     assert made["seeds"] == [0, 1]
     assert made["networks"] == 4

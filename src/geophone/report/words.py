@@ -136,11 +136,6 @@ def percent_range(low: float | None, high: float | None) -> str:
     return "no interval" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, with a true minus sign; `–` when it is undefined."""
-    return "–" if value is None else f"{value:.{digits}g}".replace("-", "−")
-
-
 def decimal(value: float) -> str:
     """A number to two decimals, with a true minus sign."""
     return f"{value:.2f}".replace("-", "−")

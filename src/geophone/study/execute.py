@@ -4,9 +4,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -131,7 +134,7 @@ def work(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return run_job(job, out, device, progress)
+        return run_job(job, out, device, progress or (_reports[-1] if _reports else None))
     finally:
         torch.set_num_threads(before)
 
@@ -169,6 +172,55 @@ def _locked(out: Path) -> Iterator[None]:
         for leftover in out.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         yield
+
+
+@contextmanager
+def process_executor(workers: int, progress: Progress | None = None) -> Iterator[Executor]:
+    """An executor of so many processes of this machine, which report the progress of their jobs.
+
+    The processes end when this one does, also when it is killed.
+    """
+    context = get_context("spawn")
+    channel = context.SimpleQueue()
+
+    def listen() -> None:
+        while (news := channel.get()) is not None:
+            if progress is not None:
+                progress(*news)
+
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_join, initargs=(channel,)) as pool:
+            yield pool
+    finally:
+        channel.put(None)
+        listener.join()
+
+
+def _join(channel: Any) -> None:
+    """What a worker process does first: connect its progress, and watch for the end of its parent."""
+
+    def end_with(parent: int) -> None:
+        wait([parent])
+        os._exit(1)
+
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+    last = 0.0
+
+    def report(what: str, done: int, steps: int) -> None:
+        nonlocal last
+        if done == steps or time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            channel.put((what, done, steps))
+
+    _reports.append(report)
+
+
+_reports: list[Progress] = []
+"""In a worker process, what its jobs report to."""
 
 
 @contextmanager

@@ -23,7 +23,7 @@ VERSION = 1
 """Part of every job's id: raised when the same job would give other rows."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is going on, steps done and steps in all."""
+"""Called with what is going on ("RECIPE, seed N: training"), steps done and steps in all."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     write_text(folder / "job.json", json.dumps({"id": job.id, **asdict(job)}, indent=2))
 
     def stage(name: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, steps: progress(name, done, steps)
+        label = f"{job.recipe}, seed {job.seed}: {name}"
+        return None if progress is None else lambda done, steps: progress(label, done, steps)
 
     data = load(job.dataset).to(torch.device(device))
     name, given = parse_call(job.model, "model")

@@ -90,7 +90,7 @@ class Registry(Generic[T]):
                 raise unknown(f"argument of {name}", wrong[0], signature.parameters) from None
             raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(signature.parameters)}.") from None
         floats = {k for k, p in signature.parameters.items() if p.annotation in (float, float | None)}
-        return made(**{k: float(v) if k in floats and isinstance(v, int) else v for k, v in arguments.items()})
+        return made(**{k: float(v) if k in floats and type(v) is int else v for k, v in arguments.items()})
 
     @contextmanager
     def restored(self) -> Iterator[None]:

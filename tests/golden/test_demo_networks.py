@@ -60,7 +60,7 @@ def test_the_table_is_whole(rows):
 def test_the_numbers_are_those_of_before():
     """Golden values of an untrained, seeded network on real images, from this code.
 
-    Float32 on another processor changes responses by 1e-6 or so, and the signs of a few vanishing gradients: allow 1e-3.
+    Float32 on another processor changes responses by 1e-6 or so, and some vanishing gradients' signs: allow 1e-3.
     A change of meaning (scaling, order, keys of the noise, a formula) moves them by more.
     """
     data = fashion_mnist_mini()

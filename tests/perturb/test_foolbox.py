@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, evaluating, loss_gradient, pgd
+from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient, pgd
 from geophone.rng import draws, stream
+from geophone.types import evaluating
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports distutils' successor in an old way

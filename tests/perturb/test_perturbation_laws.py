@@ -18,12 +18,12 @@ from geophone.perturb import (
     LinfPGD,
     Pixelate,
     SaltAndPepper,
-    evaluating,
     loss_gradient,
 )
 from geophone.registry import PERTURBATIONS
 from geophone.rng import stream
 from geophone.testing import perturbation_laws as laws
+from geophone.types import evaluating
 
 VARIANTS = [
     GaussianNoise(std=3.0),

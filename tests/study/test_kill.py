@@ -44,8 +44,9 @@ class Killed:
 def test_killed_at_random_moments(tmp_path, workers):
     """Twenty with jobs in the command's own process; ten with jobs in two other processes, which must end with it.
 
-    The moments are spread over the whole of an uninterrupted run, its start and its report included. Each kill is followed by the same command, which is killed in turn; the run that ends is the last. The moments come
-    from a fixed seed, so that a failure can be repeated.
+    The moments are spread over the whole of an uninterrupted run, its start and its report included. Each kill is
+    followed by the same command, which is killed in turn. The moments come from a fixed seed, so that a failure can be
+    repeated.
     """
     file = tmp_path / "killed.py"
     file.write_text(STUDY)

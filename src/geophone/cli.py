@@ -1,6 +1,5 @@
 """The command line."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -133,7 +132,8 @@ def run(
                 folder,
                 name=name,
                 executor=pool,
-                threads=threads if threads or workers == 1 else max(1, (os.cpu_count() or 1) // workers),
+                workers=workers,
+                threads=threads,
                 device=device,
                 plugins=files,
                 progress=watch,

@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent import futures
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
@@ -30,6 +32,7 @@ def run_study(
     *,
     name: str = "study",
     executor: Executor | None = None,
+    workers: int = 1,
     threads: int | None = None,
     device: str = "cpu",
     plugins: Sequence[Path] = (),
@@ -46,8 +49,9 @@ def run_study(
         out: Folder for the table, the networks and the provenance. For a cluster it must be shared by all machines.
         name: The study's name.
         executor: Any `concurrent.futures.Executor`; default this process, one job after the other.
-        threads: Torch threads per job. Sums depend on it in the last digits, so a resumed study keeps its first value;
-            default all cores.
+        workers: How many jobs the executor runs at the same time on a machine.
+        threads: Torch threads per job; default all cores over `workers`. Sums depend on it in the last digits, so a
+            resumed study keeps its first value.
         device: Where networks are trained and measured, such as "cuda".
         plugins: Files to load in every worker.
         progress: Called with (stage, steps done, steps in all) by jobs in this process.
@@ -62,7 +66,7 @@ def run_study(
     for job in jobs:
         job.check()
     with _locked(make_folder(out)):
-        threads = _settle(out, name, study, threads)
+        threads = _settle(out, name, study, threads, workers)
         open_jobs = [job for job in jobs if not job.shard(out).is_file()]
         done = len(jobs) - len(open_jobs)
         if finished is not None:
@@ -116,13 +120,17 @@ def _outcomes(
                 failure = error
             yield job, failure
         return
-    futures: dict[Future[Path], Job] = {executor.submit(work, job, out, device, threads, plugins): job for job in jobs}
+    job_of = {executor.submit(work, job, out, device, threads, plugins): job for job in jobs}
+    waiting = set(job_of)
     try:
-        for future in as_completed(futures):
-            yield futures[future], future.exception()
-    finally:
-        for future in futures:
-            future.cancel()
+        while waiting:
+            # The time-out lets Ctrl-C through: the signal handler that polars installs restarts an endless wait.
+            ended, waiting = futures.wait(waiting, timeout=0.5, return_when=futures.FIRST_COMPLETED)
+            for future in ended:
+                yield job_of[future], future.exception()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def work(
@@ -139,7 +147,7 @@ def work(
         torch.set_num_threads(before)
 
 
-def _settle(out: Path, name: str, study: Study, threads: int | None) -> int:
+def _settle(out: Path, name: str, study: Study, threads: int | None, workers: int) -> int:
     """Write down what this folder is for, or check it; the number of threads to use."""
     path = out / "study.json"
     if path.is_file():
@@ -156,7 +164,7 @@ def _settle(out: Path, name: str, study: Study, threads: int | None) -> int:
         if threads not in (None, its_threads):
             raise GeophoneError(f"{out} was begun with {its_threads} threads; {threads} would give other last digits.")
         return its_threads
-    settled = threads or os.cpu_count() or 1
+    settled = threads or max(1, (os.cpu_count() or 1) // workers)
     write_text(path, json.dumps({"study": name, "size": study.size, "threads": settled}, indent=2))
     return settled
 
@@ -178,10 +186,11 @@ def _locked(out: Path) -> Iterator[None]:
 def process_executor(workers: int, progress: Progress | None = None) -> Iterator[Executor]:
     """An executor of so many processes of this machine, which report the progress of their jobs.
 
-    The processes end when this one does, also when it is killed.
+    The processes end at once when the block is left by an error or Ctrl-C, and when this process is killed.
     """
     context = get_context("spawn")
     channel = context.SimpleQueue()
+    leash, hand = context.Pipe(duplex=False)
 
     def listen() -> None:
         while (news := channel.get()) is not None:
@@ -191,23 +200,27 @@ def process_executor(workers: int, progress: Progress | None = None) -> Iterator
     listener = Thread(target=listen, daemon=True)
     listener.start()
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_join, initargs=(channel,)) as pool:
-            yield pool
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_join, initargs=(channel, leash)) as pool:
+            try:
+                yield pool
+            except BaseException:
+                hand.close()
+                raise
     finally:
+        hand.close()
         channel.put(None)
         listener.join()
 
 
-def _join(channel: Any) -> None:
-    """What a worker process does first: connect its progress, and watch for the end of its parent."""
+def _join(channel: Any, leash: Any) -> None:
+    """What a worker process does first: connect its progress, and end when the other end of the leash is let go."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
-    def end_with(parent: int) -> None:
-        wait([parent])
+    def end_with_the_parent() -> None:
+        wait([leash])
         os._exit(1)
 
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+    Thread(target=end_with_the_parent, daemon=True).start()
     last = 0.0
 
     def report(what: str, done: int, steps: int) -> None:

@@ -149,6 +149,11 @@ def test_nan_becomes_null():
     assert table.frame([{**ROW, "value": math.nan}])["value"].to_list() == [None]
 
 
+def test_infinities_are_refused():
+    with pytest.raises(GeophoneError, match="'accuracy' is infinite"):
+        table.frame([{**ROW, "value": math.inf}])
+
+
 def test_bad_shards(tmp_path):
     with pytest.raises(GeophoneError, match="no table at"):
         table.read(tmp_path)

@@ -195,7 +195,7 @@ def scan_command(
             model,
             data,
             perturb,
-            layers.split(",") if layers else None,
+            [part.strip() for part in layers.split(",")] if layers else None,
             out,
             factory=factory,
             images=images,

@@ -13,10 +13,10 @@ from geophone import table
 from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined
-from geophone.record import Reduce, logits_of, spatial_mean, tap, unwrapped
+from geophone.record import Reduce, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, stream
-from geophone.types import Batch, Model, Pair, Perturbation, device_of, evaluating, family_name, level_of
+from geophone.types import Batch, Model, Pair, Perturbation, deterministic, device_of, evaluating, family_name, level_of
 
 Key = tuple[str | None, type, bool]
 """Where a sum belongs: layer (none for the logits), statistic, and whether the labels were shuffled."""
@@ -76,13 +76,14 @@ def measure(
     split = as_split(data).to(device_of(model))
     conditions = [_Condition({"family": "clean", "perturbation": "clean", "level": 0.0}, None)]
     conditions += [
-        _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p) for p in perturbations
+        _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p)
+        for p in dict.fromkeys(perturbations)
     ]
     depth: dict[str, int] = {}
     shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]
     steps = -(-len(split) // batch_size) * len(conditions)
     done = 0
-    with evaluating(model), full_precision(), torch.no_grad():
+    with evaluating(model), full_precision(), deterministic(), torch.no_grad():
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
             clean: dict[str, Tensor] = {}
@@ -109,7 +110,9 @@ def _responses(
     model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with tap(model, layers, reduce) as seen:
-        return logits_of(unwrapped(model), x), dict(seen)
+        logits = logits_of(unwrapped(model), x)
+        check_ran([] if layers is None else layers_of(model, layers), seen)
+        return logits, dict(seen)
 
 
 def _sum_up(

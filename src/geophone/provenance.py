@@ -28,17 +28,30 @@ def write_provenance(
     device: str,
     threads: int,
     seeds: Sequence[int] = (),
-    networks: int = 1,
+    jobs: Sequence[str] = (),
+    resumed: bool = False,
     study: str | None = None,
     question: str | None = None,
     notes: Sequence[str] = (),
 ) -> None:
     """Write `provenance.json`: versions, command, seeds, device, duration.
 
-    `seconds` is this session's time. What earlier sessions of an interrupted run took is added to it.
+    Args:
+        out: Folder of the table.
+        title: What the report is called.
+        seconds: This session's time. With `resumed`, what earlier sessions took that ended is added to it.
+        started: When this session began; with `resumed`, that of the first one is kept.
+        device: Where the networks ran.
+        threads: Torch threads.
+        seeds: The seeds.
+        jobs: Ids of the jobs whose rows are meant; rows of others in the folder are left out of the report.
+        resumed: Whether earlier sessions in this folder count.
+        study: The study's name.
+        question: What it answers.
+        notes: Sentences for the reader.
     """
     path = out / FILE
-    earlier = _earlier(path)
+    earlier = _earlier(path) if resumed else {}
     written: dict[str, Any] = {
         "title": title,
         "question": question,
@@ -51,7 +64,8 @@ def write_provenance(
         "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "started": earlier.get("started", started.isoformat(timespec="seconds")),
         "seconds": round(earlier.get("seconds", 0.0) + seconds, 1),
-        "networks": networks,
+        "networks": len(jobs) or 1,
+        "jobs": list(jobs),
         "notes": list(notes),
     }
     write_text(path, json.dumps(written, indent=2))

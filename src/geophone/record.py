@@ -4,7 +4,7 @@ A hook that keeps the tensor it is given keeps a view that a later in-place ReLU
 reduced or copied inside the hook, before anything else runs.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -21,7 +21,7 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardsigmoid, nn.Threshold),
 )
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+WEIGHTED: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def spatial_mean(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
@@ -60,8 +60,8 @@ def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
     Args:
         model: The network.
         patterns: Module names or shell patterns (`layer*.relu*`; `*` also matches dots). Default: every activation
-            module and every block, a block being a module with an activation module inside that is no plain container
-            and not the whole network; without any activation module, every convolution and linear layer but the last.
+            module and every block, a block being a module of the user's own with weighted modules inside, other than
+            the whole network; where there is neither, every convolution and linear layer but the last.
 
     Raises:
         GeophoneError: a pattern that matches no module.
@@ -71,8 +71,7 @@ def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
         found = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS) or _is_block(module)]
         if found:
             return found
-        weighted = [name for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear)]
-        return weighted[:-1]
+        return [name for name, module in modules.items() if isinstance(module, WEIGHTED)][:-1]
     chosen: set[str] = set()
     for pattern in patterns:
         matched = [name for name in modules if name == pattern or fnmatchcase(name, pattern)]
@@ -88,8 +87,9 @@ def activation_layers(model: Model) -> list[str]:
 
 
 def _is_block(module: nn.Module) -> bool:
+    """Whether a module is a user's own (none of torch's) with weighted modules inside."""
     inside = [child for child in module.modules() if child is not module]
-    return not isinstance(module, _CONTAINERS) and any(isinstance(child, ACTIVATIONS) for child in inside)
+    return not type(module).__module__.startswith("torch.nn.") and any(isinstance(child, WEIGHTED) for child in inside)
 
 
 @contextmanager
@@ -99,7 +99,8 @@ def tap(
     """Inside the `with`, every pass of `unwrapped(model)` fills the dictionary anew: layer → reduced response `[n, d]`.
 
     Layers appear in the order of execution. A module that runs several times in one pass has one name for each:
-    `relu`, `relu#2`, … With the default layers, a block whose output is that of its last activation is left out.
+    `relu`, `relu#2`, … With the default layers, a block whose output is that of its last activation is left out, and so
+    is one whose output is the network's own (the logits).
 
     Args:
         model: The network.
@@ -115,6 +116,10 @@ def tap(
     def clear(*_: object) -> None:
         seen.clear()
         last.clear()
+
+    def drop_the_logits(_module: nn.Module, _inputs: object, output: object) -> None:
+        if layers is None and last and last[0] is output:
+            seen.popitem()
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -135,6 +140,7 @@ def tap(
     handles = [root.register_forward_pre_hook(clear)]
     try:
         handles.extend(modules[name].register_forward_hook(hook_of(name)) for name in names)
+        handles.append(root.register_forward_hook(drop_the_logits))
         yield seen
     finally:
         for handle in handles:
@@ -188,9 +194,7 @@ def record(
     with tap(model, layers, reduce) as seen, torch.no_grad():
         for batch in batches:
             logits = logits_of(model, batch.x.to(device))
-            silent = [name for name in wanted if name not in seen]
-            if silent:
-                raise GeophoneError(f"the layer {silent[0]!r} never ran in the forward pass. Choose another layer.")
+            check_ran(wanted, seen)
             yield {name: batch.with_x(x) for name, x in (*seen.items(), ("logits", logits))}
 
 
@@ -202,11 +206,11 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
     """
     try:
         logits = model(x)
-    except torch.OutOfMemoryError:
+    except (GeophoneError, torch.OutOfMemoryError):
         raise
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise GeophoneError(f"the network cannot take images of shape {list(x.shape)}: {lines[0]}") from error
+    except Exception as error:  # the user's own code fails in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise GeophoneError(f"the network cannot take images of shape {list(x.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise GeophoneError(f"the network must give logits [n, k] for images {list(x.shape)}; it gave {given}.")
@@ -215,6 +219,13 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
         where = f": its weight {culprit!r} has NaN or infinite values" if culprit else ""
         raise GeophoneError(f"the network's logits have NaN or infinite values{where}. Load a sound checkpoint.")
     return logits
+
+
+def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:
+    """Raise an error for a layer that was asked for and has no response."""
+    silent = [name for name in wanted if name not in seen]
+    if silent:
+        raise GeophoneError(f"the layer {silent[0]!r} never ran in the forward pass. Choose another layer.")
 
 
 def first_bad_weight(model: Model) -> str | None:

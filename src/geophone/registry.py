@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -90,7 +90,11 @@ class Registry(Generic[T]):
                 raise unknown(f"argument of {name}", wrong[0], signature.parameters) from None
             raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(signature.parameters)}.") from None
         floats = {k for k, p in signature.parameters.items() if p.annotation in (float, float | None)}
-        return made(**{k: float(v) if k in floats and type(v) is int else v for k, v in arguments.items()})
+        values = {k: float(v) if k in floats and type(v) is int else v for k, v in arguments.items()}
+        try:
+            return made(**values)
+        except TypeError as error:
+            raise GeophoneError(f"{text}: an argument has the wrong type ({error}).") from error
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -141,10 +145,13 @@ REGISTRIES = {r.plural: r for r in (DATASETS, MODELS, RECIPES, PERTURBATIONS, ME
 
 _loading: list[str] = []
 _loaded: dict[Path, Any] = {}
+_entered: set[EntryPoint] = set()
 
 
 def load_file(path: Path, kind: str) -> Any:
     """Import a user's Python file once, and return the module. What it registers is marked as its own.
+
+    Its folder goes to the end of `sys.path`, so that it can import its neighbours, now and later.
 
     Raises:
         GeophoneError: the file is missing, or fails while it is imported.
@@ -160,6 +167,8 @@ def load_file(path: Path, kind: str) -> Any:
         raise GeophoneError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     _loading.append(path.name)
     try:
         spec.loader.exec_module(module)
@@ -181,10 +190,24 @@ def load_plugin(path: Path) -> Any:
 
 
 def load_entry_points() -> None:
-    """Load the plug-ins that installed distributions announce under the entry point group `geophone.plugins`."""
+    """Load, once, the plug-ins that installed distributions announce under the entry point group `geophone.plugins`.
+
+    Raises:
+        GeophoneError: a plug-in fails while it is imported.
+    """
     for point in entry_points(group="geophone.plugins"):
-        _loading.append(point.dist.name if point.dist else point.name)
+        if point in _entered:
+            continue
+        origin = point.dist.name if point.dist else point.name
+        _loading.append(origin)
         try:
             point.load()
+        except GeophoneError:
+            raise
+        except Exception as error:
+            raise GeophoneError(
+                f"the plug-in {origin} could not be imported: {type(error).__name__}: {error}"
+            ) from error
         finally:
             _loading.pop()
+        _entered.add(point)

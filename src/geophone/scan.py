@@ -16,7 +16,8 @@ from geophone.measure import full_precision, measure
 from geophone.models import load_model
 from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
-from geophone.record import Reduce, activation_layers, logits_of, spatial_mean
+from geophone.record import WEIGHTED, Reduce, activation_layers, layers_of, logits_of, spatial_mean, unwrapped
+from geophone.registry import load_entry_points
 from geophone.report import write_report
 from geophone.types import Model, Perturbation, device_of, evaluating, usable_device
 
@@ -67,7 +68,7 @@ def scan(
         perturb: Names, families or calls, as `geophone list perturbations` shows them, or perturbation objects.
         layers: Layer names or shell patterns; default every activation and block output.
         out: Path of the report, such as `report.html`; its table, figures and provenance go to the folder `report/`
-            beside it. None for no files.
+            beside it. A path without `.html` is a folder for all of them. None for no files.
         factory: What makes the network when `model` is a weights file.
         images: How many images, class-balanced; default all.
         device: Where to run; default where the network is.
@@ -83,6 +84,7 @@ def scan(
     >>> scan(my_model, "fashion_mnist_mini", "GaussianNoise, LinfPGD", out="report.html").problems
     """
     started, clock = now(), time.monotonic()
+    load_entry_points()
     source = load(data) if isinstance(data, str | Path) else data
     shape: dict[str, Any] = {}
     if isinstance(source, ImageData) and len(source.train):
@@ -95,8 +97,9 @@ def scan(
     shakes = grid(perturb) if isinstance(perturb, str) else list(perturb)
     label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
-    if out is not None:
-        make_folder(Path(out).with_suffix(""))
+    page, folder = _places(out)
+    if folder is not None:
+        make_folder(folder)
     rows = measure(
         *(made, split, shakes, layers),
         batch_size=batch_size,
@@ -106,10 +109,8 @@ def scan(
         progress=progress,
     )
     rows = rows.vstack(table.frame({**columns, **row} for row in checks(made, split, rows)))
-    if out is None:
+    if folder is None:
         return Scan(rows, None)
-    page = Path(out)
-    folder = page.with_suffix("")
     table.write(rows, folder / "table" / "scan.parquet")
     write_provenance(
         folder,
@@ -121,6 +122,14 @@ def scan(
         seeds=[seed],
     )
     return Scan(rows, write_report(folder, page))
+
+
+def _places(out: str | Path | None) -> tuple[Path | None, Path | None]:
+    """The page, and the folder of what it is made from."""
+    if out is None:
+        return None, None
+    path = Path(out)
+    return (path, path.with_suffix("")) if path.suffix == ".html" else (path / "report.html", path)
 
 
 def checks(model: Model, split: Split, rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
@@ -194,14 +203,17 @@ def _normalisation(model: Model, split: Split) -> Check:
 
 
 def _activations(model: Model) -> Check:
-    count = len(activation_layers(model))
+    activations, recorded = len(activation_layers(model)), len(layers_of(model))
+    weighted = sum(isinstance(module, WEIGHTED) for module in unwrapped(model).modules()) - 1
+    found = f"{activations} activation modules and {recorded - activations} others for {weighted} weighted layers"
     problem = None
-    if count == 0:
+    if activations == 0 or 2 * recorded < weighted:
         problem = (
-            "The network has no activation modules (it calls functions such as F.relu), so responses were recorded "
-            "before them: class selectivity is undefined there. Use nn.ReLU modules, or tap the modules that call it."
+            f"Layers are missing: by default {found} can be recorded. Where the network calls functions such as "
+            "F.relu, what is recorded may be the response before them, where class selectivity is undefined. Use "
+            "nn.ReLU modules, or tap the modules that call it with --layers."
         )
-    return "activation_modules", problem, f"{count} activation modules can be recorded."
+    return "activation_modules", problem, f"Activations can be recorded: {found}."
 
 
 def _dead_layers(clean: pl.DataFrame) -> Check:

@@ -54,10 +54,14 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """Rows as a table: missing columns are null, NaN becomes null, infinities are an error.
 
     Raises:
-        GeophoneError: a column is not of the table.
+        GeophoneError: a value is infinite.
     """
     made = pl.DataFrame(list(rows), schema=SCHEMA, orient="row", strict=True)
-    return made.with_columns(pl.col("value", "low", "high").fill_nan(None))
+    made = made.with_columns(pl.col("value", "low", "high").fill_nan(None))
+    infinite = made.filter(pl.any_horizontal(pl.col("value", "low", "high").is_infinite()))
+    if len(infinite):
+        raise GeophoneError(f"the metric {infinite['metric'][0]!r} is infinite. It should raise geophone.Undefined.")
+    return made
 
 
 def empty() -> pl.DataFrame:
@@ -86,7 +90,7 @@ def read(path: Path) -> pl.DataFrame:
 def _read_shard(path: Path) -> pl.DataFrame:
     try:
         shard = pl.read_parquet(path, use_pyarrow=False, glob=False)
-    except Exception as error:  # polars raises many kinds, some of them its own panics
+    except (Exception, pl.exceptions.PanicException) as error:  # polars fails on broken files in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GeophoneError(
             f"the table shard {path} is corrupt ({reason}). Delete it and run the same command again."

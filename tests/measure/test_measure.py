@@ -166,6 +166,12 @@ def test_tf32_and_autocast_are_off_and_restored():
     assert torch.backends.cudnn.allow_tf32 == before
 
 
+def test_a_condition_is_measured_once(setting):
+    model, split = setting
+    rows = measure(model, split, [GaussianNoise(0.1), GaussianNoise(0.1)], metrics=["accuracy"])
+    assert rows["perturbation"].to_list() == ["clean", "GaussianNoise"]
+
+
 def test_progress_counts_to_the_end(setting):
     model, split = setting
     seen = []
@@ -188,5 +194,10 @@ def test_errors(setting):
         measure(model, split, metrics=["ckaa"])
     with pytest.raises(GeophoneError, match="unknown layer"):
         measure(model, split, layers=["relu9"])
+    aux = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    aux.unused = nn.Linear(2, 2)
+    aux.forward = lambda x: aux[1](aux[0](x))
+    with pytest.raises(GeophoneError, match="'unused' never ran"):
+        measure(aux, split, layers=["unused"])
     with pytest.raises(GeophoneError, match=r"\[0, 1\]"):
         measure(model, (split.x.float(), split.y))

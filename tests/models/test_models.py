@@ -60,6 +60,7 @@ def saved(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from geophone.models import SmallCNN\ndef make(): return SmallCNN(4, (0.5,), (0.5,))\nnot_one = 3\n"
+        "def fails(): return 1 / 0\ndef wants(x): return x\n"
     )
     return model, tmp_path, f"{file}:make"
 
@@ -84,8 +85,16 @@ def test_weights_files_and_prefixes(saved):
     save_file(state, folder / "w.safetensors")
     for name in ("plain.pt", "wrapped.pth", "w.safetensors"):
         assert same(load_model(folder / name, factory), model)
-    rebuilt = load_model(folder / "plain.pt", "small_cnn", classes=4, mean=(0.5,), std=(0.5,))
-    assert same(rebuilt, model)
+    assert same(load_model(folder / "plain.pt", "small_cnn"), model)  # its shape is read off the weights
+    assert same(load_model(folder / "plain.pt", "small_cnn(width=8)"), model)
+
+
+def test_a_model_file_may_import_its_neighbour(tmp_path):
+    (tmp_path / "my_neighbour_blocks.py").write_text("from geophone.models import SmallCNN as Net\n")
+    (tmp_path / "mynet.py").write_text(
+        "from my_neighbour_blocks import Net\ndef make(): return Net(4, (0.5,), (0.5,))\n"
+    )
+    assert isinstance(load_model(f"{tmp_path / 'mynet.py'}:make"), SmallCNN)
 
 
 def test_python_file(saved):
@@ -137,6 +146,8 @@ def test_bad_sources(saved):
         (folder / "text.pt", None, "holds weights only"),
         (folder / "empty", None, "not a finished job's folder"),
         (file, None, "name the function"),
+        (f"{file}:fails", None, "fails failed: ZeroDivisionError"),
+        (f"{file}:wants", None, "must be callable without arguments"),
         (f"{file}:other", None, "has no function 'other'"),
         (f"{file}:not_one", None, "has no function 'not_one'"),
         (f"{folder}/absent.py:make", None, "no model file at"),

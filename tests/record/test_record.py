@@ -136,8 +136,22 @@ def test_block_outputs_that_are_their_own_are_recorded():
     assert layers_of(model) == ["0", "0.act", "1", "1.act"]
 
 
-def test_without_activation_modules_weighted_layers_but_the_last():
-    assert layers_of(Functional()) == ["child.conv", "mix"]
+def test_without_activation_modules():
+    """Blocks of the user's own, whose output comes after their functional ReLU; else weighted layers but the last."""
+    assert layers_of(Functional()) == ["child"]
+    assert layers_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(200, 5), nn.Linear(5, 2))) == ["0", "2"]
+
+
+def test_the_logits_are_no_layer():
+    """A network wrapped for its normalisation, as timm's are: the inner network's output is not recorded."""
+    model = nn.Sequential(nn.Identity(), Functional())
+    with torch.no_grad(), tap(model) as seen:
+        model(images())
+    assert list(seen) == ["1.child"]
+    assert "1" in layers_of(model)
+    with torch.no_grad(), tap(model, ["1"]) as seen:
+        model(images())
+    assert list(seen) == ["1"]  # named, so it is there
 
 
 def test_patterns_and_unknown_names():
@@ -217,8 +231,9 @@ def test_a_network_without_logits_is_refused():
     split = Split((images() * 255).to(torch.uint8), torch.zeros(6, dtype=torch.int64), torch.arange(6))
     with pytest.raises(GeophoneError, match=r"must give logits \[n, k\]"):
         list(record(nn.Conv2d(1, 2, 3), split.batches(4), []))
-    with pytest.raises(GeophoneError, match="cannot take images of shape"):
-        list(record(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), split.batches(4), []))
+    for fussy in (nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), nn.Sequential(nn.Flatten(), nn.BatchNorm2d(1))):
+        with pytest.raises(GeophoneError, match="cannot take images of shape"):
+            list(record(fussy, split.batches(4), []))
 
 
 def test_nan_weights_are_named():

@@ -103,6 +103,31 @@ def test_the_page_and_its_files(good, data, tmp_path):
     assert (tmp_path / "page" / "table" / "scan.parquet").is_file()
 
 
+def test_a_folder_for_everything_and_its_own_time(good, data, tmp_path):
+    for _ in range(2):
+        found = shake(good, data, out=tmp_path / "results")
+    assert found.report == tmp_path / "results" / "report.html"
+    seconds = json.loads((tmp_path / "results" / "provenance.json").read_text())["seconds"]
+    assert seconds < 60
+
+
+def test_mixed_networks_are_flagged(data):
+    """One ReLU module, three convolutions with functional ones: most of the network would go unseen."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(4))
+            self.relu, self.head = nn.ReLU(), nn.Linear(144, 3)
+
+        def forward(self, x):
+            for conv in self.convs:
+                x = torch.relu(conv(x))
+            return self.head(self.relu(x).flatten(1))
+
+    assert "activation_modules" in failed(shake(initialised(Net, 0), data))
+
+
 def test_what_can_be_scanned(good, data):
     both = [shake(good, d).table.drop("dataset") for d in (data, data.test)]
     assert both[0].equals(both[1])

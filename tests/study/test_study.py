@@ -13,11 +13,16 @@ from filelock import FileLock
 
 from geophone import table
 from geophone.errors import GeophoneError
+from geophone.metrics import metric
 from geophone.models import load_model
-from geophone.registry import STUDIES
+from geophone.perturb import grid
+from geophone.registry import METRICS, STUDIES
+from geophone.report import write_report
+from geophone.stats import Moments
 from geophone.study import Demo, Job, find_study, process_executor, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
+from geophone.types import describe
 
 execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
 
@@ -55,7 +60,7 @@ def test_every_size_of_the_demo_expands():
         jobs = Demo(size=size).jobs()
         assert len(jobs) == 7 * seeds
         for job in jobs:
-            job.check()
+            job.resolved()
     assert {job.seed for job in Demo(seeds=(7,)).jobs()} == {7}
 
 
@@ -80,7 +85,7 @@ def test_the_id_is_the_hash_of_the_content():
 )
 def test_what_is_not_registered_is_found_before_any_work(field, value, message, tmp_path):
     with pytest.raises(GeophoneError, match=message):
-        replace(TINY, **{field: value}).check()
+        replace(TINY, **{field: value}).resolved()
 
 
 def test_a_job_writes_its_rows_and_its_network(tmp_path):
@@ -151,6 +156,40 @@ def test_interrupted_in_the_middle_it_ends_the_same(tmp_path, at):
     assert whole(tmp_path / "b").equals(wanted)
 
 
+@dataclass(frozen=True)
+class Changed(Tiny):
+    """The same study after an edit: another recipe."""
+
+    def jobs(self):
+        return [replace(TINY, seed=seed, recipe=r) for seed in (0, 1) for r in ("Standard", "NoiseAugmented(std=0.3)")]
+
+
+def test_rows_of_an_edited_study_are_left_out_of_its_report(tmp_path):
+    whole(tmp_path)
+    run_study(Changed(), tmp_path, name="tiny", threads=1)
+    assert table.read(tmp_path / "table")["job"].n_unique() == 6
+    page = write_report(tmp_path).read_text()
+    assert "NoiseAugmented(std=0.3)" in page
+    assert '"NoiseAugmented"' not in page
+
+
+def test_what_is_left_to_defaults_is_part_of_the_id():
+    """So a new metric of a plug-in is not missed in a folder where the study was done before."""
+    resolved = TINY.resolved()
+    assert resolved.metrics == tuple(METRICS)
+    assert len(resolved.perturbations) == 5
+    assert resolved.resolved() == resolved
+    assert replace(TINY, perturbations=("noise", "GaussianNoise(std=0.1)")).resolved().perturbations == tuple(
+        dict.fromkeys(describe(p) for p in grid("noise"))
+    )
+
+    @metric(Moments)
+    def another(moments):
+        return 1.0
+
+    assert TINY.resolved().id != resolved.id
+
+
 def test_a_failed_job_does_not_stop_the_others(tmp_path, monkeypatch):
     real = execute.run_job
 
@@ -173,6 +212,10 @@ def test_a_folder_belongs_to_one_study_and_one_run(tmp_path):
     whole(tmp_path)
     with pytest.raises(GeophoneError, match="holds the study tiny at size demo, not other"):
         run_study(Tiny(), tmp_path, name="other")
+    with pytest.raises(GeophoneError, match="the device 'tpu' cannot be used"):
+        run_study(Tiny(), tmp_path, name="tiny", device="tpu")
+    with pytest.raises(GeophoneError, match="begun on cpu"):
+        run_study(Tiny(), tmp_path, name="tiny", device="meta")
     with pytest.raises(GeophoneError, match="begun with 1 threads"):
         run_study(Tiny(), tmp_path, name="tiny", threads=2)
     with FileLock(tmp_path / ".lock"), pytest.raises(GeophoneError, match="another run is writing"):

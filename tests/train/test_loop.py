@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from torch import nn
 
 from geophone.data import synthetic
 from geophone.errors import GeophoneError
@@ -115,3 +116,32 @@ def test_errors(tmp_path):
     fit(make(), data(), Standard(), SHORT, seed=1, checkpoint=tmp_path / "t.pt")
     with pytest.raises(GeophoneError, match="state of another training"):
         fit(make(), data(), Standard(), SHORT, seed=2, checkpoint=tmp_path / "t.pt")
+
+
+def test_dropout_is_deterministic_and_resumes(tmp_path):
+    """Layers that draw from the global random state have one of their own in each epoch."""
+
+    def network():
+        return initialised(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 3)), 0)
+
+    history = fit(network(), data(), Standard(), SHORT, seed=3)
+    torch.rand(7)
+    assert fit(network(), data(), Standard(), SHORT, seed=3) == history
+
+    def stop(done, _):
+        if done == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(network(), data(), Standard(), SHORT, seed=3, checkpoint=tmp_path / "t.pt", progress=stop)
+    assert fit(network(), data(), Standard(), SHORT, seed=3, checkpoint=tmp_path / "t.pt") == history
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"momentum": 1.0}, {"warmup": 1.0}])
+def test_settings_that_make_no_sense(wrong):
+    with pytest.raises(GeophoneError, match=f"Training\\({next(iter(wrong))}="):
+        Training(**wrong)
+
+
+def test_without_momentum():
+    assert len(fit(make(), data(), Standard(), Training(epochs=1, batch_size=32, momentum=0.0))) == 1

@@ -9,6 +9,7 @@ from geophone.data.artificial import synthetic
 from geophone.data.augment import crop_flip
 from geophone.data.catalogue import as_split, load
 from geophone.data.cifar import cifar10, cifar100
+from geophone.data.corrupted import cifar10_c, cifar100_c, imagenet_c, tiny_imagenet_c
 from geophone.data.folders import imagefolder
 from geophone.data.idx import fashion_mnist, mnist
 from geophone.data.split import ImageData, Split
@@ -19,12 +20,16 @@ __all__ = [
     "as_split",
     "cifar10",
     "cifar100",
+    "cifar100_c",
+    "cifar10_c",
     "crop_flip",
     "fashion_mnist",
     "fashion_mnist_mini",
     "imagefolder",
+    "imagenet_c",
     "load",
     "mnist",
     "npz",
     "synthetic",
+    "tiny_imagenet_c",
 ]

@@ -1,13 +1,24 @@
 """Data by name or path."""
 
+import inspect
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from geophone.data.arrays import npz
 from geophone.data.folders import imagefolder
 from geophone.data.split import ImageData, Split, make_split
 from geophone.errors import GeophoneError, unknown
-from geophone.registry import DATASETS
+from geophone.registry import DATASETS, parse_call
+
+_PLAIN = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Path: "a path",
+    NoneType: "None",
+}
 
 
 def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageData:
@@ -22,9 +33,10 @@ def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageDa
             system's folders.
 
     Raises:
-        GeophoneError: no such name or path, or files that are missing or broken.
+        GeophoneError: no such name or path, arguments of another type, or files that are missing or broken.
     """
     if isinstance(name_or_path, str) and name_or_path.partition("(")[0].strip() in DATASETS:
+        _check_types(name_or_path)
         return DATASETS.build(name_or_path) if root is None else DATASETS.build(name_or_path, root=root)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -34,6 +46,19 @@ def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageDa
     if path.exists():
         raise GeophoneError(f"{path} is neither an .npz file nor a folder of images; give one of these, or a name.")
     raise unknown("data set", str(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images.")
+
+
+def _check_types(text: str) -> None:
+    """Raise where a literal is not of the type that the data set's signature names, as far as that is a plain one."""
+    name, arguments = parse_call(text, DATASETS.kind)
+    parameters = inspect.signature(DATASETS[name]).parameters
+    for key in arguments.keys() & parameters.keys():
+        value, annotation = arguments[key], parameters[key].annotation
+        types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        fits = type(value) in types or (type(value) is int and float in types)
+        if not fits and all(kind in _PLAIN for kind in types):
+            allowed = " or ".join(_PLAIN[kind] for kind in types)
+            raise GeophoneError(f"{text}: {key} is {value!r}; allowed is {allowed}.")
 
 
 def as_split(data: Any, classes: int | None = None) -> Split:

@@ -20,18 +20,26 @@ VALIDATION = ("val", "valid", "validation")
 
 
 @DATASETS.register
-def imagefolder(path: Path | str) -> ImageData:
+def imagefolder(path: Path | str, size: int | None = None) -> ImageData:
     """A user's folder of images: `train/<class>/*.png`, `val/…`, `test/…`, or `<class>/*.png`, which are all test.
 
-    - PNG and JPEG, 8 bits per channel, all of one size; grey if all of them are, else RGB (transparency is dropped).
+    - PNG and JPEG, 8 bits per channel; grey if all of them are, else RGB (transparency is dropped).
     - Images may lie in `<class>/images/`, and a part may be `images/` with `val_annotations.txt` (Tiny ImageNet).
     - With train and val but no labelled test (ImageNet, Tiny ImageNet), val is the test part; the validation part is
       then a tenth of train.
     - Classes are the names of the class folders, sorted; `index` is the position in the sorted list of a part's files.
 
+    Args:
+        path: The folder. All its parts are held in memory; of ImageNet, give the folder `val` alone.
+        size: Make all images size×size as networks for ImageNet are evaluated: the shorter side is resized to
+            round(size · 256/224) pixels (Pillow's bilinear, antialiased), and the centre is cut out. Without it,
+            images stay as they are and must have one size.
+
     Raises:
         GeophoneError: no class folders, a class that train lacks, a broken image, images of different sizes.
     """
+    if size is not None and size < 1:
+        raise GeophoneError(f"size is {size}; allowed are whole numbers from 1, or none to leave images as they are.")
     path = Path(path).expanduser()
     if not path.is_dir():
         raise GeophoneError(f"no folder at {path}. Give the path of a folder of images.")
@@ -47,8 +55,8 @@ def imagefolder(path: Path | str) -> ImageData:
             "Allowed are <class>/*.png, or train/<class>/*.png with test/<class>/*.png or val/<class>/*.png."
         )
     classes = sorted({label for _, label in found.get("train", found["test"])})
-    mode = _common_mode([file for files in found.values() for file, _ in files])
-    splits = {part: _read(files, classes, mode, path) for part, files in found.items()}
+    mode = _common_mode([file for files in found.values() for file, _ in files], path, size)
+    splits = {part: _read(files, classes, mode, path, size) for part, files in found.items()}
     val = splits[validation[0]] if validation else None
     return assemble(path.resolve().name, tuple(classes), splits["test"], splits.get("train"), val)
 
@@ -80,16 +88,20 @@ def _is_class(place: Path) -> bool:
     return place.is_dir() and not place.name.startswith(".") and place.name != "images"
 
 
-def _common_mode(files: list[Path]) -> str:
-    """Pillow's name for what all images become: "L" (grey) if all of them are grey, else "RGB". Sizes must agree."""
+def _common_mode(files: list[Path], path: Path, size: int | None) -> str:
+    """Pillow's name for what all images become: "L" (grey) if all of them are grey, else "RGB".
+
+    Sizes must agree, unless all images are made to have one.
+    """
     first, modes = None, set()
     for file in files:
         with _opened(file) as image:
             first = first or (file, image.size)
-            if image.size != first[1]:
+            if size is None and image.size != first[1]:
                 raise GeophoneError(
                     f"{file} is {image.width} pixels wide and {image.height} high, but {first[0]} is "
-                    f"{first[1][0]} wide and {first[1][1]} high. All images must have one size: resize them first."
+                    f"{first[1][0]} wide and {first[1][1]} high. All images must have one size: "
+                    f"imagefolder(path='{path}', size=224) resizes and crops them to 224×224."
                 )
             if image.mode not in GREY | COLOUR:
                 raise GeophoneError(
@@ -99,24 +111,34 @@ def _common_mode(files: list[Path]) -> str:
     return "L" if modes <= GREY else "RGB"
 
 
-def _read(files: list[tuple[Path, str]], classes: list[str], mode: str, path: Path) -> Split:
+def _read(files: list[tuple[Path, str]], classes: list[str], mode: str, path: Path, size: int | None) -> Split:
     place = {label: i for i, label in enumerate(classes)}
     labels = []
     for file, label in files:
         if label not in place:
             raise unknown("class", label, classes, f"{file} is of it, but {path / 'train'} has no such class.")
         labels.append(place[label])
-    first = _pixels(files[0][0], mode)
+    first = _pixels(files[0][0], mode, size)
     images = np.empty((len(files), *first.shape), np.uint8)
     for i, (file, _) in enumerate(files):
-        images[i] = _pixels(file, mode)
+        images[i] = _pixels(file, mode, size)
     x = torch.from_numpy(images)
     return make_split(x.permute(0, 3, 1, 2) if x.ndim == 4 else x, torch.tensor(labels), str(path))
 
 
-def _pixels(file: Path, mode: str) -> NDArray[np.uint8]:
+def _pixels(file: Path, mode: str, size: int | None) -> NDArray[np.uint8]:
     with _opened(file) as image:
-        return np.asarray(image.convert(mode))
+        converted = image.convert(mode)
+        return np.asarray(converted if size is None else _resized_centre(converted, size))
+
+
+def _resized_centre(image: Image.Image, size: int) -> Image.Image:
+    """The size×size pixels in the middle, after the shorter side is resized to 256/224 of `size`."""
+    short = round(size * 256 / 224)
+    width, height = (int(short * side / min(image.size)) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
 
 
 @contextmanager

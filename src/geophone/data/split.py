@@ -14,6 +14,8 @@ from geophone.errors import GeophoneError
 from geophone.rng import draws
 from geophone.types import Batch
 
+_ROUNDING = 1e-6  # resizing in float32 may leave [0, 1] by as much
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -139,7 +141,8 @@ def make_split(x: Any, y: Any, where: str, index: Any = None, classes: int | Non
 
     Args:
         x: Images `[n, c, h, w]`, `[n, h, w]` (grey) or `[n, h, w, c]` (recognised where the last axis, and not the
-            second, is 1 or 3): uint8, or floats in [0, 1], which become float32.
+            second, is 1 or 3): uint8, or floats in [0, 1], which become float32; what is at most 1e-6 outside is
+            clamped.
         y: Integer labels `[n]`, from 0.
         where: What they are, for messages ("x.npz, test part").
         index: Position of each example in its source; 0 to n−1 by default.
@@ -275,12 +278,12 @@ def _checked_floats(x: Tensor, where: str) -> Tensor:
     if bad.any():
         raise GeophoneError(f"{where}: image {int(bad.nonzero()[0])} holds NaN or infinite pixels; allowed is [0, 1].")
     low, high = float(x.min()), float(x.max())
-    if low < 0 or high > 1:
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise GeophoneError(
-            f"{where}: the images run from {low:.4g} to {high:.4g}, allowed is [0, 1] (or uint8): divide by 255, "
+            f"{where}: the images run from {low:.9g} to {high:.9g}, allowed is [0, 1] (or uint8): divide by 255, "
             "and put any normalisation inside the model as its first layer."
         )
-    return x
+    return x.clamp(0, 1) if low < 0 or high > 1 else x
 
 
 def _kind(split: Split) -> str:

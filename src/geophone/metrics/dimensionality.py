@@ -27,6 +27,14 @@ def components(moments: Moments, share: float) -> int:
     return int(torch.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1
 
 
+def difference_components(displacement: Displacement, share: float) -> int:
+    """As `components`, of perturbed minus clean responses; 0 when the difference is the same for all images.
+
+    A difference that varies by no more than float32 rounds the responses themselves counts as the same.
+    """
+    return 0 if displacement.n > 1 and displacement.constant else components(displacement.shift, share)
+
+
 @metric(Moments)
 def participation_ratio(moments: Moments) -> float:
     """Participation ratio (Σλ)² / Σλ² of the sample covariance's eigenvalues. In [1, min(d, n - 1)].
@@ -113,12 +121,12 @@ pca_fraction = _family(
 difference_dim = _family(
     "difference_dim",
     Displacement,
-    lambda displacement, share: float(components(displacement.shift, share)),
+    lambda displacement, share: float(difference_components(displacement, share)),
     "Principal components for {percent} % of the variance of (perturbed - clean) responses. In [0, min(d, n - 1)].",
 )
 difference_fraction = _family(
     "difference_fraction",
     Displacement,
-    lambda displacement, share: components(displacement.shift, share) / displacement.d,
+    lambda displacement, share: difference_components(displacement, share) / displacement.d,
     "Principal components for {percent} % of the variance of (perturbed - clean) responses, over units. In [0, 1].",
 )

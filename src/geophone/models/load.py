@@ -8,6 +8,7 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from geophone.errors import GeophoneError
 from geophone.files import replacing, write_text
 from geophone.models.networks import Normalise
-from geophone.registry import MODELS, load_file
+from geophone.registry import MODELS, load_file, parse_call
 
 WEIGHTS = "model.safetensors"
 CARD = "network.json"
@@ -45,9 +46,9 @@ def load_model(
             `.safetensors` file or a state dict that `torch.save` wrote, with `factory`; a job's folder; `timm:NAME` or
             `torchvision:NAME`, pretrained and with their normalisation put inside.
         factory: What makes the network for a weights file: `file.py:factory`, or a registered model such as
-            `resnet20`, which then gets `classes`, `mean` and `std`.
-        classes: Number of logits for a registered model.
-        mean: Mean per channel for a registered model, on the [0, 1] scale.
+            `small_cnn(width=16)`, whose classes, mean and std are read off the weights.
+        classes: Number of logits for a registered model whose weights do not tell.
+        mean: Mean per channel for such a model, on the [0, 1] scale.
         std: Standard deviation per channel, likewise.
 
     Raises:
@@ -70,8 +71,14 @@ def load_model(
         raise GeophoneError(f"no model at {text}. {_FORMS}")
     if factory is None:
         raise GeophoneError(f"{text} holds weights only: say what makes the network with --factory file.py:function.")
-    model = _from_file(factory) if ".py:" in factory else MODELS[factory](classes, mean, std)
-    return _with_weights(model, path)
+    state = _read_weights(path)
+    if ".py:" in factory:
+        model = _from_file(factory)
+    else:
+        own = {"classes": classes, "mean": mean, "std": std} | _shape_of(state)
+        name, given = parse_call(factory, "model")
+        model = MODELS.build(name, **(own | given))
+    return _with_weights(model, state, path)
 
 
 def save_network(model: nn.Module, folder: Path, name: str, arguments: dict[str, Any]) -> None:
@@ -94,7 +101,7 @@ def _load_job(folder: Path) -> nn.Module:
         name, arguments = made["model"], made["arguments"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise GeophoneError(f"{card} is not readable. Delete the folder and run the study again.") from None
-    return _with_weights(MODELS[name](**arguments), folder / WEIGHTS)
+    return _with_weights(MODELS[name](**arguments), _read_weights(folder / WEIGHTS), folder / WEIGHTS)
 
 
 def _from_file(text: str) -> nn.Module:
@@ -105,16 +112,27 @@ def _from_file(text: str) -> nn.Module:
     if not callable(factory):
         raise GeophoneError(f"{file} has no function {name!r}. Name one that returns a torch.nn.Module.")
     try:
-        model = factory()
+        signature(factory).bind()
     except TypeError as error:
         raise GeophoneError(f"{text} must be callable without arguments: {error}.") from None
+    try:
+        model = factory()
+    except Exception as error:  # the user's own code fails in any way
+        raise GeophoneError(f"{text} failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise GeophoneError(f"{text} returned a {type(model).__name__}, not a torch.nn.Module.")
     return model
 
 
-def _with_weights(model: nn.Module, path: Path) -> nn.Module:
-    state = _read_weights(path)
+def _shape_of(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Classes, mean and std of one of the package's own networks, from its weights."""
+    mean, std, head = (state.get(key) for key in ("normalise.mean", "normalise.std", "head.bias"))
+    if mean is None or std is None or head is None:
+        return {}
+    return {"classes": len(head), "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+
+
+def _with_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
     own = model.state_dict()
     for prefix in ("module.", "model.", "_orig_mod.", "net."):
         if state and all(key.startswith(prefix) for key in state) and not set(state) <= set(own):

@@ -44,7 +44,10 @@ def write_report(out: Path, page: Path | None = None) -> Path:
         GeophoneError: the table or the provenance is missing, empty or corrupt, or `out` can't be written.
     """
     provenance = _read_provenance(out / "provenance.json")
-    found = findings(_checked(tables.read(out / "table")))
+    table = tables.read(out / "table")
+    if provenance.get("jobs"):  # rows of a study's earlier versions may lie in the same folder
+        table = table.filter(pl.col("job").is_in(provenance["jobs"]))
+    found = findings(_checked(table))
     for name, spec in _figures(found).items():
         with replacing(out / "figures" / f"{name}.svg") as temporary:
             temporary.write_text(vl_convert.vegalite_to_svg(spec, vl_version=charts.VEGA_LITE), encoding="utf-8")

@@ -113,6 +113,12 @@ class Displacement:
         )
 
     @property
+    def constant(self) -> bool:
+        """Whether b - a varies no more than float32 rounds a and b: total variance ≤ (2⁻²⁰)² mean |a|², 8 ulp."""
+        scale = self.n * (self.mean @ self.mean) + self.spread
+        return bool(self.shift.trace <= (2.0**-20) ** 2 * scale)
+
+    @property
     def n(self) -> int:
         """Number of examples."""
         return self.shift.n

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from geophone.errors import GeophoneError
 from geophone.files import make_folder, write_text
 from geophone.provenance import now, write_provenance
-from geophone.registry import load_plugin
+from geophone.registry import load_entry_points, load_plugin
 from geophone.study.job import Job, Progress, run_job
 from geophone.study.studies import Study
 from geophone.types import usable_device
@@ -62,11 +62,10 @@ def run_study(
     """
     started, clock = now(), time.monotonic()
     usable_device(device)
-    jobs = list(study.jobs())
-    for job in jobs:
-        job.check()
+    load_entry_points()
+    jobs = [job.resolved() for job in study.jobs()]
     with _locked(make_folder(out)):
-        threads = _settle(out, name, study, threads, workers)
+        threads = _settle(out, name, study, device, threads, workers)
         open_jobs = [job for job in jobs if not job.shard(out).is_file()]
         done = len(jobs) - len(open_jobs)
         if finished is not None:
@@ -78,7 +77,8 @@ def run_study(
                     f"its rows are not in {out}. Several machines need a folder that all of them share."
                 )
             if error is not None:
-                failures.append(f"{job.recipe}, seed {job.seed}: {error}")
+                reason = getattr(error, "cause", error)  # Ray wraps errors in a coloured traceback
+                failures.append(f"{job.recipe}, seed {job.seed}: {reason}")
                 continue
             done += 1
             if finished is not None:
@@ -93,7 +93,8 @@ def run_study(
             device=device,
             threads=threads,
             seeds=sorted({job.seed for job in jobs}),
-            networks=done,
+            jobs=[job.id for job in jobs],
+            resumed=True,
             notes=[f"failed: {failure}" for failure in failures],
         )
     if failures:
@@ -137,6 +138,7 @@ def work(
     job: Job, out: Path, device: str, threads: int, plugins: tuple[Path, ...] = (), progress: Progress | None = None
 ) -> Path:
     """One job as a worker does it: plug-ins loaded, number of threads set and restored."""
+    load_entry_points()
     for plugin in plugins:
         load_plugin(plugin)
     before = torch.get_num_threads()
@@ -147,13 +149,14 @@ def work(
         torch.set_num_threads(before)
 
 
-def _settle(out: Path, name: str, study: Study, threads: int | None, workers: int) -> int:
+def _settle(out: Path, name: str, study: Study, device: str, threads: int | None, workers: int) -> int:
     """Write down what this folder is for, or check it; the number of threads to use."""
     path = out / "study.json"
     if path.is_file():
         try:
             known: dict[str, Any] = json.loads(path.read_text())
             its_name, its_size, its_threads = known["study"], known["size"], int(known["threads"])
+            its_device = known["device"]
         except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             raise GeophoneError(f"{path} is not readable. Delete the folder, or choose another with --out.") from None
         if (its_name, its_size) != (name, study.size):
@@ -161,11 +164,15 @@ def _settle(out: Path, name: str, study: Study, threads: int | None, workers: in
                 f"{out} holds the study {its_name} at size {its_size}, not {name} at size {study.size}. "
                 "Choose another folder with --out."
             )
+        if torch.device(device).type != torch.device(its_device).type:
+            raise GeophoneError(
+                f"{out} was begun on {its_device}; {device} would give other digits. Choose another --out."
+            )
         if threads not in (None, its_threads):
             raise GeophoneError(f"{out} was begun with {its_threads} threads; {threads} would give other last digits.")
         return its_threads
     settled = threads or max(1, (os.cpu_count() or 1) // workers)
-    write_text(path, json.dumps({"study": name, "size": study.size, "threads": settled}, indent=2))
+    write_text(path, json.dumps({"study": name, "size": study.size, "device": device, "threads": settled}, indent=2))
     return settled
 
 
@@ -177,8 +184,9 @@ def _locked(out: Path) -> Iterator[None]:
     except Timeout:
         raise GeophoneError(f"another run is writing in {out}. Wait for it, or choose another --out.") from None
     with lock:
-        for leftover in out.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (out, out / "table", out / "figures", *(out / "jobs").glob("*")):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
         yield
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from geophone.perturb import grid
 from geophone.record import REDUCTIONS
 from geophone.registry import METRICS, MODELS, RECIPES, parse_call
 from geophone.train import Training, fit, initialised
+from geophone.types import describe
 
 VERSION = 1
 """Part of every job's id: raised when the same job would give other rows."""
@@ -70,20 +71,23 @@ class Job:
         """Where the job's network is; `load_model` and `geophone scan` read it."""
         return out / "jobs" / self.id
 
-    def check(self) -> None:
-        """Find out what is not registered before hours of work are lost.
+    def resolved(self) -> "Job":
+        """The same job with what is left to defaults written out: every perturbation and level, every metric.
+
+        So its id changes when a plug-in adds a metric. What is not registered is found here, before hours are lost.
 
         Raises:
             GeophoneError: an unknown model, recipe, perturbation, metric or reduction.
         """
         MODELS[parse_call(self.model, "model")[0]]
         RECIPES.build(self.recipe)
-        for text in self.perturbations:
-            grid(text)
-        for name in self.metrics or ():
+        metrics = tuple(METRICS) if self.metrics is None else self.metrics
+        for name in metrics:
             METRICS[name]
         if self.reduce not in REDUCTIONS:
             raise unknown("reduction", self.reduce, REDUCTIONS)
+        shakes = dict.fromkeys(describe(p) for text in self.perturbations for p in grid(text))
+        return replace(self, perturbations=tuple(shakes), metrics=metrics)
 
 
 def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:

@@ -61,7 +61,10 @@ def find_study(text: str, size: str, seeds: tuple[int, ...] | None) -> tuple[str
         if not name and len(own) > 1:
             raise GeophoneError(f"{path} has several studies: {', '.join(own)}. Choose one as {path}:{own[0]}.")
         text = name or own[0]
-    made: Study = STUDIES[text](size=size, seeds=seeds)
+    try:
+        made: Study = STUDIES[text](size=size, seeds=seeds)
+    except TypeError as error:
+        raise GeophoneError(f"the study {text} needs the fields `size` and `seeds`: {error}.") from error
     return text, made
 
 

@@ -137,7 +137,7 @@ def is_a_study(name: str, thing: Any) -> None:
         [job.id for job in thing(size="demo", seeds=(0, 1)).jobs()] == [job.id for job in jobs], "jobs() must repeat"
     )
     for job in jobs:
-        job.check()
+        job.resolved()
 
 
 def loads_if_there(name: str, thing: Any) -> None:

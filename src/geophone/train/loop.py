@@ -1,6 +1,5 @@
 """The training loop: one function for every recipe, to be read from top to bottom."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from geophone.errors import GeophoneError
 from geophone.files import replacing
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
-from geophone.types import Recipe, describe, device_of, evaluating
+from geophone.types import Recipe, describe, deterministic, device_of, evaluating
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,9 @@ class Training:
         milestones: Epochs after which the rate falls tenfold.
         crop: Padding in pixels for random crops; 0 for none.
         flip: Whether to mirror images at random.
+
+    Raises:
+        GeophoneError: a value that makes no sense, such as no epochs.
     """
 
     epochs: int = 10
@@ -47,6 +49,20 @@ class Training:
     milestones: tuple[int, ...] = ()
     crop: int = 0
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "lr": (self.lr > 0, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "crop": (self.crop >= 0, "at least 0"),
+        }
+        for name, (holds, what) in allowed.items():
+            if not holds:
+                raise GeophoneError(f"Training({name}={getattr(self, name)}): allowed is {what}.")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of one step out of `steps`."""
@@ -110,7 +126,7 @@ def fit(
         lr=training.lr,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
-        nesterov=True,
+        nesterov=training.momentum > 0,
     )
     purpose = f"{describe(recipe)} {asdict(training)} seed {seed}"
     history: list[dict[str, int | float]] = []
@@ -118,28 +134,28 @@ def fit(
     if checkpoint is not None and checkpoint.is_file():
         history, best = _resume(checkpoint, purpose, model, optimizer, device)
 
-    with _deterministic():
+    with deterministic():
         for epoch in range(len(history), training.epochs):
-            model.train()
-            order = torch.randperm(len(data.train), generator=stream(seed, "order", epoch)).to(device)
-            losses = []
-            for i, batch in enumerate(
-                data.train.batches(training.batch_size, order[: per_epoch * training.batch_size])
-            ):
-                step = epoch * per_epoch + i
-                rng = draws(seed, "train", epoch, index=batch.index)
-                x = crop_flip(batch.x, rng.child("augment"), training.crop, training.flip)
-                x = x.contiguous(memory_format=torch.channels_last)
-                for group in optimizer.param_groups:
-                    group["lr"] = training.rate(step, steps)
-                optimizer.zero_grad()
-                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                    loss = recipe.loss(model, x, batch.y, rng)
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-                if progress is not None:
-                    progress(step + 1, steps)
+            with _own_randomness(device, key(seed, "epoch", epoch)):
+                model.train()
+                order = torch.randperm(len(data.train), generator=stream(seed, "order", epoch)).to(device)
+                order = order[: per_epoch * training.batch_size]
+                losses = []
+                for i, batch in enumerate(data.train.batches(training.batch_size, order)):
+                    step = epoch * per_epoch + i
+                    rng = draws(seed, "train", epoch, index=batch.index)
+                    x = crop_flip(batch.x, rng.child("augment"), training.crop, training.flip)
+                    x = x.contiguous(memory_format=torch.channels_last)
+                    for group in optimizer.param_groups:
+                        group["lr"] = training.rate(step, steps)
+                    optimizer.zero_grad()
+                    with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                        loss = recipe.loss(model, x, batch.y, rng)
+                    loss.backward()
+                    optimizer.step()
+                    losses.append(loss.detach())
+                    if progress is not None:
+                        progress(step + 1, steps)
             mean_loss = float(torch.stack(losses).double().mean())
             if not isfinite(mean_loss):
                 raise GeophoneError(
@@ -198,12 +214,12 @@ def _resume(
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic kernels inside the block; the global switches are as they were after it."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """A global random state of its own inside the block, for layers such as dropout that draw from it."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

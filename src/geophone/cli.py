@@ -135,7 +135,7 @@ def run(
                 workers=workers,
                 threads=threads,
                 device=device,
-                plugins=files,
+                plugins=[file.resolve() for file in files],
                 progress=watch,
                 finished=lambda done, jobs: bars.update(total, completed=done, total=jobs),
             )

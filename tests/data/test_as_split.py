@@ -1,5 +1,7 @@
 """What `as_split` takes, and the one clear line for each thing that it does not."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,9 @@ BAD = {
         r"run from 0 to 255, allowed is \[0, 1\] \(or uint8\): divide by 255, and put any normalisation inside",
     ),
     "normalised": ((FLOAT * 4 - 2, Y), r"allowed is \[0, 1\] .* normalisation inside the model as its first layer"),
-    "a little above 1": ((FLOAT * 1.001, Y), r"allowed is \[0, 1\]"),
+    "a little above 1": ((FLOAT * 1.001, Y), r"run from 0 to 1.001\d+, allowed is \[0, 1\]"),
+    "a hair above 1": ((FLOAT + 2e-6, Y), r"run from \S+e-06 to 1.00000\d+, allowed is \[0, 1\]"),
+    "a hair below 0": ((FLOAT.double() - 2e-6, Y), r"run from -[12].\d+e-06 to .*, allowed is \[0, 1\]"),
     "NaN": ((HOLED, Y), "image 4 holds NaN or infinite"),
     "infinite": ((FLOAT + torch.inf, Y), "image 0 holds NaN or infinite"),
     "int64 pixels": ((X.long(), Y), "images are int64; allowed are uint8"),
@@ -99,6 +103,13 @@ BAD = {
     "a missing file": ("nowhere/x.npz", "no file at nowhere/x.npz"),
     "an argument that is not there": ("synthetic(colour=3)", "unknown argument of synthetic 'colour'"),
     "a nonsensical argument": ("synthetic(classes=1)", "synthetic needs classes ≥ 2"),
+    "text for a number": ("synthetic(size='a')", r"synthetic\(size='a'\): size is 'a'; allowed is a whole number"),
+    "a fraction for a count": ("synthetic(test=2.5)", "test is 2.5; allowed is a whole number"),
+    "nothing for a number": ("synthetic(noise=None)", "noise is None; allowed is a number"),
+    "truth for a number": ("synthetic(seed=True)", "seed is True; allowed is a whole number"),
+    "a list for a number": ("synthetic(size=[8, 8])", r"size is \[8, 8\]; allowed is a whole number"),
+    "a number for a path": ("npz(path=3)", "path is 3; allowed is a path or text"),
+    "a number for a root": ("mnist(root=3)", "root is 3; allowed is a path or text or None"),
 }
 
 
@@ -108,6 +119,28 @@ def test_bad_data_give_one_clear_line(name):
     with pytest.raises(GeophoneError, match=message) as caught:
         as_split(given, classes=3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_a_rounding_step_outside_are_clamped(dtype):
+    x = FLOAT.to(dtype)
+    x[0, 0, 0, :3] = torch.tensor([-9e-7, 1 + 9e-7, 0.25], dtype=dtype)
+    before = x.clone()
+    split = as_split((x, Y))
+    assert split.x[0, 0, 0, :3].tolist() == [0, 1, 0.25]
+    assert torch.equal(split.x[1:], FLOAT[1:])
+    assert torch.equal(x, before)
+
+
+def test_types_that_are_not_plain_are_the_data_sets_own_affair():
+    def made(sizes: list[int], anything: Any, bare=3, noise: float = 0.1):
+        return load(f"synthetic(size={sizes[0]}, noise={noise}, test={bare})")
+
+    with DATASETS.restored():
+        DATASETS.add("made", made)
+        assert load("made(sizes=[8], anything='a', bare=5, noise=1)").size == (8, 8)
+        with pytest.raises(GeophoneError, match="noise is 'a'; allowed is a number"):
+            load("made(sizes=[8], anything=(1,), noise='a')")
 
 
 def test_without_a_number_of_classes_any_label_from_zero_is_right():

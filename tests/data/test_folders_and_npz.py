@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
-from geophone.data import load
+from geophone.data import imagefolder, load
 from geophone.errors import GeophoneError
 
 
@@ -140,7 +141,7 @@ BAD_FOLDERS = {
     "truncated": r"test/bee/1.png is missing, truncated or not an image",
     "not an image": r"test/bee/1.png is missing, truncated or not an image",
     "empty image": r"test/bee/1.png is missing, truncated or not an image",
-    "another size": r"test/bee/1.png is 7 pixels wide and 5 high, but .*train/ant/0.png is 6 wide and 5 high.*resize",
+    "another size": r"test/bee/1.png is 7 pixels wide and 5 high, but .*train/ant/0.png is 6 wide.*, size=224\) ",
     "sixteen bits": r"test/bee/1.png has the mode I;16; allowed are grey and RGB of 8 bits",
     "a class that train lacks": r"unknown class 'cat'.*test/cat/0.png is of it, but .*train has no such class",
     "an empty class": r"the class folder .*train/cat holds no images",
@@ -172,6 +173,83 @@ def test_annotations_that_do_not_fit(tmp_path, line):
     (tmp_path / "val" / "val_annotations.txt").write_text(line)
     with pytest.raises(GeophoneError, match=r"val_annotations.txt has lines without a tab|val_7.png is missing"):
         load(tmp_path)
+
+
+# --- images of any size, made one size
+
+WIDE, TALL = (90, 60), (45, 130)  # width and height
+
+
+def smooth(seed, size):
+    """A blurred random picture: bytes after each of the two passes of a filter can differ by rounding only."""
+    noise = Image.fromarray(picture(seed, size=(6, 6)))
+    return np.asarray(noise.resize(size, Image.Resampling.BICUBIC))
+
+
+def oracle(image, size, short, antialias=True):
+    """PyTorch's resizing of the shorter side to `short`, and the middle cut out: floats on the scale to 255."""
+    h, w = image.shape[:2]
+    shape = [int(short * side / min(h, w)) for side in (h, w)]
+    x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    x = interpolate(x, shape, mode="bilinear", antialias=antialias)[0].permute(1, 2, 0)
+    top, left = (round((side - size) / 2) for side in shape)
+    return x[top : top + size, left : left + size].numpy()
+
+
+def far(split, expected):
+    return np.abs(pixels(split).astype(np.float32) - np.array(expected)).max()
+
+
+@pytest.mark.parametrize(("size", "short"), [(14, 16), (28, 32), (42, 48)])
+def test_images_of_any_size_are_resized_and_cut(tmp_path, size, short):
+    images = [picture(0, size=WIDE), picture(1, size=TALL), smooth(2, (80, 80)), smooth(3, (9, 12))]
+    for i, image in enumerate(images):
+        save(tmp_path / "ant" / f"{i}.png", image)
+    data = load(f"imagefolder(path='{tmp_path}', size={size})")
+    assert data.size == (size, size)
+    # Pillow rounds to bytes after each of two passes, and its weights to 2^-22: one level and a bit
+    assert far(data.test, [oracle(image, size, short) for image in images]) < 1.6
+    for mutant in (
+        [oracle(image, size, size) for image in images],
+        [oracle(image, size, short + 1) for image in images],
+        [oracle(image, size, short, antialias=False) for image in images],
+        [oracle(np.roll(image, 1, 1), size, short) for image in images],
+    ):
+        assert far(data.test, mutant) > 3
+
+
+def test_a_size_changes_all_parts_and_grey_stays_grey(tmp_path):
+    for part, shape in (("train", (40, 30)), ("val", (25, 61))):
+        for i in range(4):
+            save(tmp_path / part / "ant" / f"{i}.png", picture(i, "L", shape))
+    data = imagefolder(tmp_path, size=16)
+    assert (data.channels, data.size, len(data.train), len(data.test)) == (1, (16, 16), 3, 4)
+
+
+def test_without_a_size_images_stay_as_they_are_and_the_remedy_works(tmp_path):
+    save(tmp_path / "ant" / "0.png", picture(0, size=WIDE))
+    assert load(tmp_path).size == (60, 90)
+    save(tmp_path / "ant" / "1.png", picture(1, size=TALL))
+    with pytest.raises(GeophoneError, match="All images must have one size") as caught:
+        load(tmp_path)
+    remedy = str(caught.value).partition("one size: ")[2].partition(" resizes")[0]
+    assert load(remedy).size == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("0", "size is 0; allowed are whole numbers from 1"),
+        ("-3", "size is -3"),
+        ("'big'", "size is 'big'; allowed is a whole number or None"),
+        ("2.5", "size is 2.5; allowed is a whole number or None"),
+        ("(8, 8)", r"size is \(8, 8\); allowed is a whole number or None"),
+    ],
+)
+def test_a_size_that_is_none(tmp_path, size, message):
+    fill(tmp_path, ".")
+    with pytest.raises(GeophoneError, match=message):
+        load(f"imagefolder(path='{tmp_path}', size={size})")
 
 
 # --- npz

@@ -15,18 +15,17 @@ from geophone.registry import DATASETS
 
 SEVERITIES = range(1, 6)
 
-CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-CIFAR100_CLASSES = tuple(
-    """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
-    """.split()
-)
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+CIFAR10_CLASSES, CIFAR100_CLASSES = tuple(_CIFAR10.split()), tuple(_CIFAR100.split())
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,10 @@ def _imagenet_c(
 
 def _find(fixed: CorruptedSet, root: Path | str | None) -> Path:
     """The first folder on the search path that bears the set's name, or `root` itself, and holds what it should."""
+    given = Path(root).expanduser() if root else None
     for folder in places.candidates((fixed.folder,), root):
-        is_root = bool(root) and folder == Path(root or "").expanduser() and folder.name not in FOLDERS
-        if (is_root or folder.name == fixed.folder) and any(folder.glob(fixed.sign)):
+        meant = folder.name == fixed.folder or (folder == given and folder.name not in FOLDERS)
+        if meant and any(folder.glob(fixed.sign)):
             return folder
     looked = ", ".join(str(base) for base in places.search_path(root))
     raise GeophoneError(
@@ -204,11 +204,11 @@ def _code(name: str, corruption: str, severity: int) -> str:
 
 
 def _mapped(path: Path) -> NDArray[np.generic]:
-    """An `.npy` file as an array that is read where it is looked at; Python objects in it are never made."""
+    """An `.npy` file as an array whose rows are read when they are used."""
     if not path.is_file():
         raise GeophoneError(f"no file at {path}. It belongs to the set: get it from the same archive.")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.lib.format.open_memmap(path, mode="r")  # which takes no Python objects
     except (OSError, EOFError, ValueError, OverflowError, TypeError) as error:
         raise GeophoneError(
             f"{path} is truncated, corrupt or not an .npy of plain numbers ({error}). Get it again."

@@ -101,7 +101,7 @@ def _common_mode(files: list[Path], path: Path, size: int | None) -> str:
                 raise GeophoneError(
                     f"{file} is {image.width} pixels wide and {image.height} high, but {first[0]} is "
                     f"{first[1][0]} wide and {first[1][1]} high. All images must have one size: "
-                    f"imagefolder(path='{path}', size=224) resizes and crops them to 224×224."
+                    f"imagefolder(path={str(path)!r}, size=224) resizes and crops them to 224×224."
                 )
             if image.mode not in GREY | COLOUR:
                 raise GeophoneError(

@@ -63,6 +63,7 @@ def run_study(
     started, clock = now(), time.monotonic()
     usable_device(device)
     load_entry_points()
+    out = out.resolve()  # workers may have another working folder
     jobs = [job.resolved() for job in study.jobs()]
     with _locked(make_folder(out)):
         threads = _settle(out, name, study, device, threads, workers)
@@ -93,7 +94,7 @@ def run_study(
             device=device,
             threads=threads,
             seeds=sorted({job.seed for job in jobs}),
-            jobs=[job.id for job in jobs],
+            jobs=[job.id for job in jobs if job.shard(out).is_file()],
             resumed=True,
             notes=[f"failed: {failure}" for failure in failures],
         )

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+import torch.utils.deterministic
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -150,11 +151,18 @@ def evaluating(model: Model) -> Iterator[None]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Deterministic kernels inside the block, where there are any; the global switches are as they were after it."""
+    """Deterministic kernels inside the block, where there are any; the global switches are as they were after it.
+
+    Torch's filling of uninitialised memory, a debugging aid that this mode turns on, stays off: it costs a pass over
+    every new tensor and changes no result of code that reads only what it wrote.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]

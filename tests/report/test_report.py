@@ -322,7 +322,10 @@ SUBSETS: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
     "accuracy only": (lambda t: t.filter(pl.col("metric") == "accuracy"), "has no normalised_distance"),
     "layers only": (lambda t: t.filter(pl.col("layer").is_not_null()), "no accuracy on clean images"),
     "no checks": (lambda t: t.filter(~pl.col("metric").str.starts_with("check.")), "needs at least 8 networks"),
-    "checks only": (lambda t: t.filter(pl.col("metric").str.starts_with("check.")), "no pair of such measures"),
+    "checks only": (
+        lambda t: t.filter(pl.col("metric").str.starts_with("check.")),
+        "no class selectivity and no dimensionality",
+    ),
 }
 
 
@@ -338,7 +341,9 @@ def test_partial_tables_make_a_page_that_says_what_is_missing(name: str, synthet
 
 def test_a_scan_is_refused_a_relation_with_the_reason(synthetic: ModuleType) -> None:
     page = Page(report_page(synthetic.make_table([None], [None]), {}, "Scan"))
-    assert "it needs at least 8 networks and 2 seeds, has 1 and 0." in page.text
+    assert "needs at least 8 networks and 2 seeds, has 1 and 0" in page.text
+    assert "On clean images class selectivity goes from" in page.text
+    assert "the most harmful of all, takes mean selectivity from" in page.text
     assert "relation" not in page.ids("div")
     assert "All 3 checks passed, in 1 network." in page.text
     assert "The network classifies" in page.text

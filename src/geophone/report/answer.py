@@ -13,14 +13,18 @@ MISSING = {"natural": "no noise or corruption", "attack": "no attack"}
 def answer(summary: pl.DataFrame, sides: pl.DataFrame, relations: pl.DataFrame, series: list[str]) -> list[str]:
     """Three sentences with numbers and 95 % intervals: what accuracy is left, where the layers move, what goes with it.
 
+    For a single network, which can't show what goes with what, the third says what its own geometry is.
+
     Args:
         summary: From `summarise`.
         sides: From `summarise_sides`.
         relations: From `relate`.
         series: The series, with the one first that the others are compared with.
     """
-    name = series[0] if len(series) > 1 or max(summary["networks"], default=1) > 1 else "the network"
-    return [_accuracy(summary, sides, series[0], name), _depth(summary, series[0], name), _relation(relations)]
+    alone = len(series) == 1 and max(summary["networks"], default=1) == 1
+    name = "the network" if alone else series[0]
+    last = _geometry(summary) if alone else _relation(relations)
+    return [_accuracy(summary, sides, series[0], name), _depth(summary, series[0], name), last]
 
 
 def _accuracy(summary: pl.DataFrame, sides: pl.DataFrame, reference: str, name: str) -> str:
@@ -107,6 +111,48 @@ def _layer(row: pl.DataFrame, moved: pl.DataFrame) -> str:
     """A layer with its place: `relu2 (layer 2 of 6)`."""
     depths = moved["depth"].unique().sort().to_list()
     return f"{row['layer'][0]} (layer {depths.index(row['depth'][0]) + 1} of {len(depths)})"
+
+
+def _geometry(summary: pl.DataFrame) -> str:
+    """Selectivity and dimensionality of a single network over depth, and what its most harmful perturbation does."""
+    clean = summary.filter(pl.col("family") == "clean")
+    parts = [
+        _over_depth(clean, "class_selectivity", "class selectivity"),
+        _over_depth(clean, "pca_fraction_95", "95 % of the variance takes a share of the units that"),
+    ]
+    floor = clean.filter(pl.col("layer").is_null() & (pl.col("metric") == "class_selectivity_floor"))["value"]
+    if parts[0] and len(floor):
+        parts[0] += f" (shuffled labels give {decimal(floor[0])} on average)"
+    said = "; ".join(filter(None, parts))
+    hurt = summary.filter(WHOLE & (pl.col("family") != "clean")).sort("value", "label")
+    if said and len(hurt):
+        worst = pl.col("label") == hurt["label"][0]
+        change = [
+            f"{title} from {decimal(before[0])} to {decimal(after[0])}"
+            for metric, title in (("class_selectivity", "mean selectivity"), ("pca_fraction_95", "that share"))
+            for before, after in [(_mean_over_layers(clean, metric), _mean_over_layers(summary.filter(worst), metric))]
+            if before and after
+        ]
+        if change:
+            said += f"; {hurt['label'][0]}, the most harmful of all, takes {' and '.join(change)}"
+    return f"On clean images {said}." if said else "The table has no class selectivity and no dimensionality."
+
+
+def _over_depth(clean: pl.DataFrame, metric: str, title: str) -> str:
+    """How a layer measure goes from the first layer to the last."""
+    layers = clean.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric)).sort("depth")
+    if layers.is_empty():
+        return ""
+    first, last = layers.row(0, named=True), layers.row(-1, named=True)
+    goes = "is" if len(layers) == 1 else "goes from"
+    end = "" if len(layers) == 1 else f" to {decimal(last['value'])} in {last['layer']}"
+    return f"{title} {goes} {decimal(first['value'])} in {first['layer']}{end}"
+
+
+def _mean_over_layers(rows: pl.DataFrame, metric: str) -> list[float]:
+    """The mean of a layer measure over its layers, as a list of one; empty where there is none."""
+    values = rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric))["value"].drop_nulls()
+    return [sum(values) / len(values)] if len(values) else []
 
 
 def headline(relations: pl.DataFrame) -> tuple[str, str]:

@@ -161,7 +161,11 @@ def run(
 @click.option("--seed", type=int, default=0, show_default=True, help="Keys everything random.")
 @click.option("--device", help="Where the network runs, such as cuda.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The report."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The report; its table and figures go to a folder of the same name.",
 )
 @plugin_option
 def scan_command(

@@ -13,6 +13,7 @@ from geophone import table
 from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined
+from geophone.perturb import grid
 from geophone.record import Reduce, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, stream
@@ -39,7 +40,7 @@ class _Condition:
 def measure(
     model: Model,
     data: Any,
-    perturbations: Sequence[Perturbation] = (),
+    perturbations: str | Sequence[Perturbation] = (),
     layers: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     *,
@@ -58,7 +59,7 @@ def measure(
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
         data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
-        perturbations: What to shake the images with, besides leaving them clean.
+        perturbations: What to shake the images with, besides leaving them clean: objects, or text as `grid` reads it.
         layers: Module names or shell patterns; default every activation and block output.
         metrics: Names of registered metrics; default all of them.
         batch_size: Images per batch. Results do not depend on it, beyond rounding.
@@ -70,14 +71,14 @@ def measure(
     Raises:
         GeophoneError: bad images or labels, unknown layers or metrics, a network that gives no finite logits.
 
-    >>> measure(model, "fashion_mnist_mini", [LinfPGD(eps=8 / 255)], ["relu*"], ["accuracy", "cka"])
+    >>> measure(model, "fashion_mnist_mini", "LinfPGD(eps=8/255)", ["relu*"], ["accuracy", "cka"])
     """
     chosen = [METRICS[name] for name in (metrics if metrics is not None else METRICS)]
     split = as_split(data).to(device_of(model))
     conditions = [_Condition({"family": "clean", "perturbation": "clean", "level": 0.0}, None)]
     conditions += [
         _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p)
-        for p in dict.fromkeys(perturbations)
+        for p in dict.fromkeys(grid(perturbations) if isinstance(perturbations, str) else perturbations)
     ]
     depth: dict[str, int] = {}
     shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]

@@ -11,10 +11,10 @@ import torch
 
 from geophone import table
 from geophone.data import ImageData, Split, as_split, load
+from geophone.errors import GeophoneError
 from geophone.files import make_folder
 from geophone.measure import full_precision, measure
 from geophone.models import load_model
-from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
 from geophone.record import WEIGHTED, Reduce, activation_layers, layers_of, logits_of, spatial_mean, unwrapped
 from geophone.registry import load_entry_points
@@ -94,21 +94,21 @@ def scan(
         made = made.to(usable_device(device))
     split = as_split(source)
     split = split if images is None else split.take(images)
-    shakes = grid(perturb) if isinstance(perturb, str) else list(perturb)
     label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
     page, folder = _places(out)
     if folder is not None:
         make_folder(folder)
     rows = measure(
-        *(made, split, shakes, layers),
+        *(made, split, perturb, layers),
         batch_size=batch_size,
         reduce=reduce,
         seed=seed,
         columns=columns,
         progress=progress,
     )
-    rows = rows.vstack(table.frame({**columns, **row} for row in checks(made, split, rows)))
+    classes = len(source.classes) if isinstance(source, ImageData) else None
+    rows = rows.vstack(table.frame({**columns, **row} for row in checks(made, split, rows, classes)))
     if folder is None:
         return Scan(rows, None)
     table.write(rows, folder / "table" / "scan.parquet")
@@ -125,18 +125,22 @@ def scan(
 
 
 def _places(out: str | Path | None) -> tuple[Path | None, Path | None]:
-    """The page, and the folder of what it is made from."""
+    """The page, and the folder of what it is made from, which may be an earlier scan's but nobody else's."""
     if out is None:
         return None, None
     path = Path(out)
-    return (path, path.with_suffix("")) if path.suffix == ".html" else (path / "report.html", path)
+    page, folder = (path, path.with_suffix("")) if path.suffix == ".html" else (path / "report.html", path)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "table" / "scan.parquet").is_file():
+        raise GeophoneError(f"the folder {folder} is there and is no scan's. Choose another --out, or empty it.")
+    return page, folder
 
 
-def checks(model: Model, split: Split, rows: pl.DataFrame) -> Iterator[dict[str, Any]]:
+def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None = None) -> Iterator[dict[str, Any]]:
     """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader."""
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
     for name, problem, fine in (
         _chance(clean),
+        _classes(clean, classes or int(split.y.max()) + 1),
         _range(split),
         _normalisation(model, split),
         _activations(model),
@@ -166,6 +170,17 @@ def _chance(clean: pl.DataFrame) -> Check:
             "the images are scaled as in training."
         )
     return "chance_accuracy", problem, f"Above chance: {found}."
+
+
+def _classes(clean: pl.DataFrame, classes: int) -> Check:
+    logits = clean.filter(pl.col("metric") == "accuracy").row(0, named=True)["d"]
+    problem = None
+    if logits != classes:
+        problem = (
+            f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
+            "output i of the network (folders are numbered in alphabetical order)."
+        )
+    return "classes", problem, f"The network gives as many logits as the data have classes, {classes}."
 
 
 def _range(split: Split) -> Check:
@@ -203,15 +218,16 @@ def _normalisation(model: Model, split: Split) -> Check:
 
 
 def _activations(model: Model) -> Check:
-    activations, recorded = len(activation_layers(model)), len(layers_of(model))
+    names = layers_of(model)
+    activations, recorded = len(activation_layers(model)), len(names)
     weighted = sum(isinstance(module, WEIGHTED) for module in unwrapped(model).modules()) - 1
     found = f"{activations} activation modules and {recorded - activations} others for {weighted} weighted layers"
     problem = None
     if activations == 0 or 2 * recorded < weighted:
         problem = (
-            f"Layers are missing: by default {found} can be recorded. Where the network calls functions such as "
-            "F.relu, what is recorded may be the response before them, where class selectivity is undefined. Use "
-            "nn.ReLU modules, or tap the modules that call it with --layers."
+            f"Layers are missing: by default {found} can be recorded ({', '.join(names[:8]) or 'none'}). A function "
+            "such as F.relu is no layer: its output is recorded only as that of the module that calls it. Use nn.ReLU "
+            "modules to record each one, or name the modules to record (--layers)."
         )
     return "activation_modules", problem, f"Activations can be recorded: {found}."
 

@@ -118,5 +118,13 @@ def test_finite_sample_floor(n, wanted):
     """
     generator = stream("floor", n)
     x = -torch.rand(10 * n, 1000, generator=generator, dtype=torch.float64).log()
-    y = torch.arange(10).repeat(n)[torch.randperm(10 * n, generator=generator)]
+    y = torch.arange(10).repeat(n)  # the metric shuffles them
     assert class_selectivity_floor(x, y).mean().item() == pytest.approx(wanted, rel=0.03)
+
+
+def test_the_floor_of_plain_tensors_is_shuffled():
+    """A perfectly selective unit has selectivity 1 and a small floor."""
+    y = torch.arange(10).repeat(50)
+    x = (y == 3).double()[:, None]
+    assert class_selectivity(x, y).item() > 0.99
+    assert class_selectivity_floor(x, y).item() < 0.6

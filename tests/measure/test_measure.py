@@ -170,6 +170,7 @@ def test_a_condition_is_measured_once(setting):
     model, split = setting
     rows = measure(model, split, [GaussianNoise(0.1), GaussianNoise(0.1)], metrics=["accuracy"])
     assert rows["perturbation"].to_list() == ["clean", "GaussianNoise"]
+    assert measure(model, split, "GaussianNoise(std=0.1)", metrics=["accuracy"]).equals(rows)
 
 
 def test_progress_counts_to_the_end(setting):

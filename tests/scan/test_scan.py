@@ -29,7 +29,7 @@ def good(data):
 
 def failed(found):
     checks = found.table.filter(pl.col("metric").str.starts_with("check."))
-    assert len(checks) == 6
+    assert len(checks) == 7
     assert checks["note"].null_count() == 0
     return set(checks.filter(pl.col("value") == 1)["metric"].str.replace("check.", "", literal=True))
 
@@ -75,6 +75,19 @@ def test_functional_activations(data):
             return self.head(torch.relu(self.hidden(self.normalise(x).flatten(1))))
 
     assert "activation_modules" in failed(shake(initialised(Net, 0), data))
+
+
+def test_classes_that_do_not_match(data):
+    model = initialised(lambda: SmallCNN(10, data.mean, data.std, width=4), 1)
+    assert "classes" in failed(shake(model, data))
+
+
+def test_a_folder_that_is_somebody_elses_is_refused(good, data, tmp_path):
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png" / "image.png").write_text("")
+    with pytest.raises(GeophoneError, match="is no scan's"):
+        shake(good, data, out=tmp_path / "png.html")
+    assert [p.name for p in tmp_path.rglob("*")] == ["png", "image.png"]
 
 
 def test_dead_layers(data):

@@ -264,7 +264,7 @@ def test_a_users_own_study(tmp_path):
         (str(empty), "demo", "registers no study"),
         ("demoo", "demo", "unknown study 'demoo'. Did you mean 'demo'"),
         ("demo", "huge", "unknown size 'huge'"),
-        (str(tmp_path / "absent.py"), "demo", "no plug-in file"),
+        (str(tmp_path / "absent.py"), "demo", "no study file"),
     ):
         with pytest.raises(GeophoneError, match=message):
             find_study(text, size, None)

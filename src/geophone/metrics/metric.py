@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.registry import METRICS
+from geophone.rng import stream
 from geophone.types import Batch, Pair
 
 
@@ -56,7 +57,11 @@ class Metric:
         """
         if len(data) == 1 and isinstance(data[0], self.statistic):
             return self.compute(data[0])
-        return self.compute(self.statistic.of(_pack(self.name, self.reads, data)))
+        batch = _pack(self.name, self.reads, data)
+        if self.shuffled and isinstance(batch, Batch):
+            order = torch.randperm(len(batch), generator=stream(0, "shuffled labels")).to(batch.y.device)
+            batch = Batch(batch.x, batch.y[order], batch.index)
+        return self.compute(self.statistic.of(batch))
 
     def __repr__(self) -> str:
         return f"<metric {self.name}>"

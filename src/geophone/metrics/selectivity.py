@@ -41,7 +41,7 @@ def class_selectivity(means: ClassMeans) -> Float[Tensor, " d"]:
     """
     present = means.mean[means.count > 0]
     if len(present) < 2:
-        raise Undefined("needs images of at least two classes")
+        raise Undefined("needs labels [n], and images of at least two classes")
     if bool((present < 0).any()):
         raise Undefined(
             "mean responses below 0: class selectivity is defined for non-negative responses (after a ReLU)"

@@ -25,7 +25,7 @@ from geophone.registry import MODELS, load_file, parse_call
 WEIGHTS = "model.safetensors"
 CARD = "network.json"
 _FORMS = (
-    "Give file.py:factory, a .safetensors or state-dict file with --factory, a job's folder, "
+    "Give file.py:factory (or file.py:module), a .safetensors or state-dict file with --factory, a job's folder, "
     "timm:NAME or torchvision:NAME."
 )
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,6 +109,8 @@ def _from_file(text: str) -> nn.Module:
     file, _, name = text.rpartition(":")
     module = load_file(Path(file), "model")
     factory = getattr(module, name, None)
+    if isinstance(factory, nn.Module):
+        return factory
     if not callable(factory):
         raise GeophoneError(f"{file} has no function {name!r}. Name one that returns a torch.nn.Module.")
     try:

@@ -82,7 +82,13 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GeophoneError(f"no {path}. `geophone run` and `geophone scan` write it beside the table.") from None
+        unfinished = (path.parent / "study.json").is_file()
+        why = (
+            "its study is not finished: run the same command again"
+            if unfinished
+            else "it is no study's or scan's folder"
+        )
+        raise GeophoneError(f"{path.parent} has no {path.name}: {why}.") from None
     except (OSError, ValueError) as error:
         raise GeophoneError(f"{path} can't be read ({error}). Run the same command again to write it anew.") from None
     if not isinstance(made, dict) or not made.get("title"):

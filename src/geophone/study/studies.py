@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from geophone.errors import GeophoneError, unknown
-from geophone.registry import STUDIES, load_plugin
+from geophone.registry import STUDIES, load_file
 from geophone.study.job import Job
 from geophone.train import Training
 
@@ -54,7 +54,7 @@ def find_study(text: str, size: str, seeds: tuple[int, ...] | None) -> tuple[str
     if name or text.endswith(".py"):
         path = Path(text if text.endswith(".py") else f"{file}.py")
         before = set(STUDIES)
-        load_plugin(path)
+        load_file(path, "study")
         own = [known for known in STUDIES if known not in before or STUDIES.origin(known) == path.name]
         if not own:
             raise GeophoneError(f"{path} registers no study. Decorate a frozen dataclass with @study('name').")

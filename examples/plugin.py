@@ -1,7 +1,7 @@
 """A plug-in: one file that adds a metric, a perturbation and a recipe.
 
 geophone list metrics --plugin examples/plugin.py
-geophone scan examples/my_model.py:make_model fashion_mnist_mini --images 500 --plugin examples/plugin.py --perturb "Fade, LinfPGD"
+geophone scan examples/my_model.py:make_model fashion_mnist_mini --plugin examples/plugin.py --perturb "Fade, LinfPGD"
 python -m geophone.testing examples/plugin.py
 """
 

@@ -80,6 +80,7 @@ def measure(
         _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p)
         for p in dict.fromkeys(grid(perturbations) if isinstance(perturbations, str) else perturbations)
     ]
+    wanted = [] if layers is None else layers_of(model, layers)
     depth: dict[str, int] = {}
     shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]
     steps = -(-len(split) // batch_size) * len(conditions)
@@ -95,7 +96,9 @@ def measure(
                     rng = draws(seed, family_name(condition.perturbation), index=batch.index)
                     x = condition.perturbation(x, batch.y, model, rng)
                 logits, responses = _responses(model, x, layers, reduce)
-                _check_labels(batch, logits)
+                check_ran(wanted, responses)
+                if condition.perturbation is None:
+                    _check_labels(batch, logits)
                 _sum_up(condition, chosen, batch.with_x(logits), responses, shuffled_y, clean)
                 if condition.perturbation is None:
                     clean = responses
@@ -111,9 +114,7 @@ def _responses(
     model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce
 ) -> tuple[Tensor, dict[str, Tensor]]:
     with tap(model, layers, reduce) as seen:
-        logits = logits_of(unwrapped(model), x)
-        check_ran([] if layers is None else layers_of(model, layers), seen)
-        return logits, dict(seen)
+        return logits_of(unwrapped(model), x), dict(seen)
 
 
 def _sum_up(

@@ -169,19 +169,28 @@ def load_file(path: Path, kind: str) -> Any:
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    _loading.append(path.name)
     try:
-        spec.loader.exec_module(module)
+        with _importing(path.name, str(path)):
+            spec.loader.exec_module(module)
     except GeophoneError:
         del sys.modules[name]
         raise
-    except Exception as error:
-        del sys.modules[name]
-        raise GeophoneError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
-    finally:
-        _loading.pop()
     _loaded[path] = module
     return module
+
+
+@contextmanager
+def _importing(origin: str, what: str) -> Iterator[None]:
+    """Mark what is registered inside the block as `origin`'s; any failure of that code becomes one clear error."""
+    _loading.append(origin)
+    try:
+        yield
+    except GeophoneError:
+        raise
+    except Exception as error:
+        raise GeophoneError(f"{what} could not be imported: {type(error).__name__}: {error}") from error
+    finally:
+        _loading.pop()
 
 
 def load_plugin(path: Path) -> Any:
@@ -199,15 +208,6 @@ def load_entry_points() -> None:
         if point in _entered:
             continue
         origin = point.dist.name if point.dist else point.name
-        _loading.append(origin)
-        try:
+        with _importing(origin, f"the plug-in {origin}"):
             point.load()
-        except GeophoneError:
-            raise
-        except Exception as error:
-            raise GeophoneError(
-                f"the plug-in {origin} could not be imported: {type(error).__name__}: {error}"
-            ) from error
-        finally:
-            _loading.pop()
         _entered.add(point)

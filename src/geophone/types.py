@@ -16,6 +16,9 @@ from geophone.rng import Draws
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
+ROUNDING = 1e-6
+"""How far images may leave [0, 1] and still count as in it: resizing in float32 does as much."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.rng import draws
-from geophone.types import Batch
-
-_ROUNDING = 1e-6  # resizing in float32 may leave [0, 1] by as much
+from geophone.types import ROUNDING, Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +276,7 @@ def _checked_floats(x: Tensor, where: str) -> Tensor:
     if bad.any():
         raise GeophoneError(f"{where}: image {int(bad.nonzero()[0])} holds NaN or infinite pixels; allowed is [0, 1].")
     low, high = float(x.min()), float(x.max())
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise GeophoneError(
             f"{where}: the images run from {low:.9g} to {high:.9g}, allowed is [0, 1] (or uint8): divide by 255, "
             "and put any normalisation inside the model as its first layer."

@@ -101,7 +101,7 @@ def _load_job(folder: Path) -> nn.Module:
         name, arguments = made["model"], made["arguments"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise GeophoneError(f"{card} is not readable. Delete the folder and run the study again.") from None
-    return _with_weights(MODELS[name](**arguments), _read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return _with_weights(MODELS.build(name, **arguments), _read_weights(folder / WEIGHTS), folder / WEIGHTS)
 
 
 def _from_file(text: str) -> nn.Module:

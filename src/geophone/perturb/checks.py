@@ -8,8 +8,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.rng import Draws
-
-_ROUNDING = 1e-6  # resizing in float32 may leave [0, 1] by as much
+from geophone.types import ROUNDING
 
 
 def check_batch(x: Tensor, y: Tensor, rng: Draws, axes: int | None = None) -> None:
@@ -48,7 +47,7 @@ def check_batch(x: Tensor, y: Tensor, rng: Draws, axes: int | None = None) -> No
         raise GeophoneError(
             "images hold NaN: perturbations need numbers in [0, 1]. Check the data set or its preprocessing."
         )
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise GeophoneError(
             f"images lie in [{low:.4g}, {high:.4g}], not in [0, 1]: scale them to [0, 1] and normalise inside the "
             "model (as its first layer), so that a level means the same for every model."

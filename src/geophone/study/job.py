@@ -108,7 +108,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     data = load(job.dataset).to(torch.device(device))
     name, given = parse_call(job.model, "model")
     arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
-    model = initialised(lambda: MODELS[name](**arguments), job.seed).to(device)
+    model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
     checkpoint = folder / "training.pt"
     recipe = RECIPES.build(job.recipe)
     history = fit(model, data, recipe, job.training, seed=job.seed, checkpoint=checkpoint, progress=stage("training"))

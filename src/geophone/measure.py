@@ -1,7 +1,6 @@
 """One pass over the data for every metric, layer and perturbation: from a network and images to rows of the table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +15,21 @@ from geophone.metrics import Metric, Undefined
 from geophone.perturb import grid
 from geophone.record import Reduce, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
 from geophone.registry import METRICS
-from geophone.rng import draws, stream
-from geophone.types import Batch, Model, Pair, Perturbation, deterministic, device_of, evaluating, family_name, level_of
+from geophone.rng import draws, key, stream
+from geophone.types import (
+    Batch,
+    Model,
+    Pair,
+    Perturbation,
+    deterministic,
+    device_of,
+    evaluating,
+    family_name,
+    fitted,
+    full_precision,
+    level_of,
+    seeded,
+)
 
 Key = tuple[str | None, type, bool]
 """Where a sum belongs: layer (none for the logits), statistic, and whether the labels were shuffled."""
@@ -78,14 +90,17 @@ def measure(
     conditions = [_Condition({"family": "clean", "perturbation": "clean", "level": 0.0}, None)]
     conditions += [
         _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p)
-        for p in dict.fromkeys(grid(perturbations) if isinstance(perturbations, str) else perturbations)
+        for p in dict.fromkeys(
+            fitted(p, split.x.shape) for p in (grid(perturbations) if isinstance(perturbations, str) else perturbations)
+        )
     ]
     wanted = [] if layers is None else layers_of(model, layers)
     depth: dict[str, int] = {}
     shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]
     steps = -(-len(split) // batch_size) * len(conditions)
     done = 0
-    with evaluating(model), full_precision(), deterministic(), torch.no_grad():
+    noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
+    with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), torch.no_grad():
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
             clean: dict[str, Tensor] = {}
@@ -183,16 +198,3 @@ def _check_labels(batch: Batch, logits: Tensor) -> None:
             f"label {int(batch.y.max())} is out of range: the network gives {logits.shape[1]} logits, so labels run "
             f"from 0 to {logits.shape[1] - 1}. Check that the data set is the one the network was trained for."
         )
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Autocast and TF32 off inside the block, as they were after it."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

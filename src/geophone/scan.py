@@ -13,13 +13,13 @@ from geophone import table
 from geophone.data import ImageData, Split, as_split, load
 from geophone.errors import GeophoneError
 from geophone.files import make_folder
-from geophone.measure import full_precision, measure
+from geophone.measure import measure
 from geophone.models import load_model
 from geophone.provenance import now, write_provenance
 from geophone.record import WEIGHTED, Reduce, activation_layers, layers_of, logits_of, spatial_mean, unwrapped
 from geophone.registry import load_entry_points
 from geophone.report import write_report
-from geophone.types import Model, Perturbation, device_of, evaluating, usable_device
+from geophone.types import Model, Perturbation, device_of, evaluating, full_precision, usable_device
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD(steps=10)"
 

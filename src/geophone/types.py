@@ -100,6 +100,12 @@ def describe(thing: Any, omit: tuple[str, ...] = ()) -> str:
     return f"{type(thing).__name__}({', '.join(parts)})" if parts else type(thing).__name__
 
 
+def fitted(perturbation: Perturbation, shape: tuple[int, ...]) -> Perturbation:
+    """The perturbation with what it chooses by the images' shape written out, so that a table says what was done."""
+    choose = getattr(perturbation, "for_images", None)
+    return choose(tuple(shape)) if choose else perturbation
+
+
 def level_of(perturbation: Perturbation) -> float:
     """How strong a perturbation is: the value of the field that its class calls its level."""
     return float(getattr(perturbation, perturbation.level))
@@ -150,6 +156,38 @@ def evaluating(model: Model) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global random state of the CPU and of this device set by `seed` inside the block, and as it was after it.
+
+    For networks that draw noise of their own. Nothing of Geophone's draws from the global state.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        reseed(seed, device)
+        yield
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Set the global random state of the CPU and of this device: only inside `seeded`, which puts it back."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Autocast and TF32 off inside the block, as they were after it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from geophone.metrics.dimensionality import (
     pca_fraction,
 )
 from geophone.metrics.metric import Metric, Undefined, metric
-from geophone.metrics.outcomes import accuracy, loss, margin
+from geophone.metrics.outcomes import accuracy, loss, margin, share_interval
 from geophone.metrics.selectivity import class_selectivity, class_selectivity_floor
 from geophone.metrics.similarity import cka, normalised_distance
 
@@ -33,4 +33,5 @@ __all__ = [
     "participation_ratio_corrected",
     "pca_dim",
     "pca_fraction",
+    "share_interval",
 ]

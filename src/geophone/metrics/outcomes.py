@@ -2,22 +2,40 @@
 
 from math import sqrt
 
+import numpy as np
+from jaxtyping import Float
+
 from geophone.metrics.metric import Undefined, metric
 from geophone.stats import Outcomes
 
 _Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
-def wilson(outcomes: Outcomes) -> tuple[float, float]:
-    """Wilson's 95 % score interval for a share of n independent answers.
+def wilson(p: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval for a share p of n independent answers.
 
     References:
         Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """
-    n, p = outcomes.n, accuracy.compute(outcomes)
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_interval(right: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Mean over examples of how often each is got right, with its 95 % interval.
+
+    Wilson's where each is 0 or 1; else the normal interval of a mean, cut to [0, 1].
+    """
+    n, mean = len(right), float(right.mean())
+    if ((right == 0) | (right == 1)).all():
+        return mean, *wilson(mean, n)
+    half = _Z * float(right.std(ddof=1)) / sqrt(n)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def _accuracy_interval(outcomes: Outcomes) -> tuple[float, float]:
+    return wilson(accuracy.compute(outcomes), outcomes.n)
 
 
 def _margin_interval(outcomes: Outcomes) -> tuple[float, float]:
@@ -30,7 +48,7 @@ def _margin_interval(outcomes: Outcomes) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-@metric(Outcomes, interval=wilson)
+@metric(Outcomes, interval=_accuracy_interval)
 def accuracy(outcomes: Outcomes) -> float:
     """Share of images classified right (top-1). In [0, 1], with Wilson's 95 % interval."""
     return float(outcomes.correct.sum()) / outcomes.n

@@ -4,26 +4,31 @@ Images are floats in [0, 1] and so are the results; a model normalises inside, a
 the same for every model. `grid("noise, LinfPGD(steps=20)")` makes perturbations at their default levels.
 """
 
-from geophone.perturb.ascent import loss_gradient, pgd
-from geophone.perturb.attack import FGSM, L2PGD, LinfPGD
+from geophone.perturb.attacks.ascent import loss_gradient
+from geophone.perturb.attacks.base import Attack, MinimumNormAttack
+from geophone.perturb.attacks.losses import LOSSES
+from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
+from geophone.perturb.attacks.pgd import FGSM, L1PGD, L2PGD, LinfPGD
 from geophone.perturb.checks import check_batch, check_number
-from geophone.perturb.corruption import Brightness, Contrast, GaussianBlur, Pixelate
+from geophone.perturb.corruptions.base import PRESETS, Corruption
 from geophone.perturb.grids import at_level, grid
 from geophone.perturb.noise import GaussianNoise, SaltAndPepper, UniformNoise
-from geophone.perturb.norms import L2, LINF, Norm
 
 __all__ = [
     "FGSM",
+    "L1",
+    "L1PGD",
     "L2",
     "L2PGD",
     "LINF",
-    "Brightness",
-    "Contrast",
-    "GaussianBlur",
+    "LOSSES",
+    "PRESETS",
+    "Attack",
+    "Corruption",
     "GaussianNoise",
     "LinfPGD",
+    "MinimumNormAttack",
     "Norm",
-    "Pixelate",
     "SaltAndPepper",
     "UniformNoise",
     "at_level",
@@ -31,5 +36,4 @@ __all__ = [
     "check_number",
     "grid",
     "loss_gradient",
-    "pgd",
 ]

@@ -160,12 +160,12 @@ def works_where_gradients_are_off(make: Make) -> None:
 
 def takes_a_plain_function(make: Make) -> None:
     """A model may be a function from images to logits."""
-    network = _network().eval()
+    network, batch = _network(dtype=torch.float64).eval(), _batch(dtype=torch.float64)
     function: Model = lambda x: network(x)  # noqa: E731
-    _require(
-        torch.equal(_apply(make(), _batch(), function), _apply(make(), _batch(), network)),
-        "the result differs when the model is wrapped in a function",
-    )
+    # An attack may make a module faster in a way that rounds differently.
+    gap = (_apply(make(), batch, function) - _apply(make(), batch, network)).abs().max().item()
+    tolerance = _ROUNDING if make().family == "attack" else 0.0
+    _require(gap <= tolerance, f"the result differs by {gap:.2g} when the model is wrapped in a function")
 
 
 def stays_in_its_ball(make: Make) -> None:

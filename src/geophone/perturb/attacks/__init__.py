@@ -1,0 +1,1 @@
+"""Attacks: the perturbation in a small ball that hurts most."""

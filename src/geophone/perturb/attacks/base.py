@@ -1,0 +1,105 @@
+"""What the attacks that stay in a ball share: checks, surroundings, and stopping early."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from geophone.perturb.attacks.ascent import attacking
+from geophone.perturb.attacks.norms import LINF, Norm
+from geophone.perturb.checks import check_batch, check_number
+from geophone.rng import Draws
+from geophone.types import Model
+
+UNITS = "eps is in the units of images in [0, 1]: 8/255, not 8."
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack of radius `eps` in the norm `norm`; subclasses say how it searches.
+
+    `attack(x, y, model, rng)` gives adversarial examples of full strength, also where a weaker one would have fooled
+    the network; `attack.fool(...)` leaves each example once it is fooled and spends nothing more on it: the same
+    robust accuracy for less, where only that is wanted.
+    """
+
+    eps: float
+    level: ClassVar[str] = "eps"
+    levels: ClassVar[tuple[float, ...]]
+    family: ClassVar[str] = "attack"
+    norm: ClassVar[Norm]
+    black_box: ClassVar[bool] = False
+    """Whether the attack sees nothing but the logits."""
+
+    def __post_init__(self) -> None:
+        check_number(self, "eps", 0.0, 1.0 if self.norm is LINF else math.inf, UNITS)
+
+    def __call__(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """Attacked images, of the shape and dtype of x."""
+        return self._attack(x, y, model, rng, stop=False)
+
+    def fool(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """Attacked images, each left as it is once it fools the network: cheaper, and no stronger than need be."""
+        return self._attack(x, y, model, rng, stop=True)
+
+    def _attack(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
+        if self.eps == 0:
+            check_batch(x, y, rng)
+            return x.clone()
+        return under_attack(partial(self.search, stop=stop), x, y, model, rng)
+
+    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
+        """The attack itself: gradients are on and the model is in evaluation mode; never called with eps = 0.
+
+        Args:
+            x: Clean images, a copy.
+            y: Labels, int64.
+            model: The network, or a faster copy of it.
+            rng: Draws for these examples.
+            stop: Whether examples may be left once they are fooled.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MinimumNormAttack(Attack):
+    """An attack that looks for the nearest misclassified image; subclasses say how.
+
+    As a perturbation of radius eps it goes from the image towards what it found, no further than eps. One search gives
+    a whole curve: the accuracy at eps is the share of images whose nearest adversarial example is further away.
+    """
+
+    def nearest(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """The nearest misclassified images that were found, at any distance; x itself where none was."""
+        check_batch(x, y, rng)
+        return under_attack(self.approach, x, y, model, rng)
+
+    def approach(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """The search behind `nearest`: gradients are on and the model is in evaluation mode."""
+        raise NotImplementedError
+
+    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
+        """From x towards the nearest example, at most eps far."""
+        delta = self.approach(x, y, model, rng) - x
+        length = self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
+        share = (self.eps / length).clamp(max=1)
+        return (x + delta * share.reshape(-1, *[1] * (x.ndim - 1))).clamp_(0, 1)
+
+
+def under_attack(
+    search: Callable[[Tensor, Tensor, Model, Draws], Tensor], x: Tensor, y: Tensor, model: Model, rng: Draws
+) -> Tensor:
+    """Run a search with gradients on, the model in evaluation mode and made fast, and no trace of it left after.
+
+    Raises:
+        GeophoneError: the batch can't be perturbed (see `check_batch`).
+    """
+    check_batch(x, y, rng)
+    with attacking(model, x, rng) as network:
+        # Copies, because tensors that were made in inference mode can't have gradients.
+        copied = Draws(rng.seed, rng.index.clone())
+        return search(x.detach().clone(), y.to(torch.int64, copy=True), network, copied).detach()

@@ -1,0 +1,158 @@
+"""Attacks by steps along the gradient: FGSM and projected gradient descent in the l∞, l2 and l1 ball.
+
+What they show is an upper bound of robustness: see `geophone.checks` for signs that a bound says little.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from geophone.errors import GeophoneError
+from geophone.perturb.attacks.ascent import Ascent, classes_of, pgd
+from geophone.perturb.attacks.base import Attack
+from geophone.perturb.attacks.losses import find_loss
+from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
+from geophone.perturb.checks import check_number
+from geophone.registry import PERTURBATIONS
+from geophone.rng import Draws
+from geophone.types import Model
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """Fast gradient sign method: x' = clip(x + eps·sign(∇ loss), 0, 1).
+
+    Attributes:
+        eps: Largest change of a value, in [0, 1].
+        loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
+        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+
+    References:
+        Goodfellow, Shlens & Szegedy 2015, arXiv:1412.6572.
+    """
+
+    eps: float = 8 / 255
+    loss: str = "scaled_ce"
+    draws: int = 1
+    levels: ClassVar[tuple[float, ...]] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    norm: ClassVar[Norm] = LINF
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_loss(self.loss)
+        check_number(self, "draws", 1.0)
+
+    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
+        """One step of length eps from x."""
+        ascent = Ascent(model, find_loss(self.loss), self.draws, classes_of(y))
+        found = pgd(ascent, x, y, x, norm=self.norm, eps=self.eps, steps=1, step_size=self.eps, stop=stop)
+        ascent.check()
+        return found
+
+
+@dataclass(frozen=True)
+class _PGD(Attack):
+    """What the projected gradient attacks share: everything but the norm."""
+
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = True
+    loss: str = "scaled_ce"
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "steps", 1.0)
+        check_number(self, "draws", 1.0)
+        find_loss(self.loss)
+        if self.step_size is not None:
+            check_number(self, "step_size", 0.0)
+        if not isinstance(self.random_start, bool):
+            raise GeophoneError(f"{type(self).__name__}(random_start={self.random_start!r}): write True or False.")
+
+    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
+        """`steps` steps from a random place in the ball, or from x."""
+        start = self.norm.inside(x + self.eps * self.norm.uniform(rng, x), x, self.eps) if self.random_start else x
+        step_size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        ascent = Ascent(model, find_loss(self.loss), self.draws, classes_of(y))
+        found = pgd(
+            *(ascent, x, y, start),
+            norm=self.norm,
+            eps=self.eps,
+            steps=self.steps,
+            step_size=step_size,
+            stop=stop,
+        )
+        ascent.check()
+        return found
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class LinfPGD(_PGD):
+    """Projected gradient descent in the l-infinity ball: signed steps, each projected and clipped to [0, 1].
+
+    Attributes:
+        eps: Largest change of a value, in [0, 1].
+        steps: How many steps, at least 1.
+        step_size: Change of a value in a step; 2.5·eps/steps when None.
+        random_start: Begin uniformly at random in the ball, not at the image.
+        loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
+        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+
+    References:
+        Madry et al. 2018, arXiv:1706.06083.
+    """
+
+    eps: float = 8 / 255
+    levels: ClassVar[tuple[float, ...]] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    norm: ClassVar[Norm] = LINF
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class L2PGD(_PGD):
+    """Projected gradient descent in the l2 ball: steps along the gradient, each projected and clipped to [0, 1].
+
+    Attributes:
+        eps: Largest Euclidean length of the change of an image, at least 0.
+        steps: How many steps, at least 1.
+        step_size: Length of a step; 2.5·eps/steps when None.
+        random_start: Begin uniformly at random in the ball (radius u^(1/d)), not at the image.
+        loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
+        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+
+    References:
+        Madry et al. 2018, arXiv:1706.06083.
+    """
+
+    eps: float = 0.5
+    levels: ClassVar[tuple[float, ...]] = (0.125, 0.25, 0.5, 1.0)
+    norm: ClassVar[Norm] = L2
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class L1PGD(_PGD):
+    """Projected gradient descent in the l1 ball with sparse steps (sparse l1 descent).
+
+    A step changes the 5 % of values with the largest gradients, each by the same amount and by its sign. The projection
+    is on the ball and [0, 1] at once: one after the other, as in many libraries, wastes most of an l1 budget.
+
+    Attributes:
+        eps: Largest sum of absolute changes of an image's values, at least 0.
+        steps: How many steps, at least 1.
+        step_size: Length of a step; 2.5·eps/steps when None.
+        random_start: Begin uniformly at random in the ball, not at the image.
+        loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
+        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+
+    References:
+        Tramèr & Boneh 2019, arXiv:1904.13000; Croce & Hein 2021, arXiv:2103.01208 (the projection).
+    """
+
+    eps: float = 12.0
+    levels: ClassVar[tuple[float, ...]] = (3.0, 6.0, 12.0, 24.0)
+    norm: ClassVar[Norm] = L1

@@ -6,6 +6,8 @@ STAMP := $(VENV)/.made
 SIZE ?= demo
 OUT ?= runs/demo-$(SIZE)
 WORKERS ?= 2
+# What tests compare with. Without their dependencies: they ask for OpenCV with a window system, or for requests 2.25.
+REFERENCES := imagecorruptions-imaug torchattacks pyautoattack
 
 .PHONY: demo test test-all bench lint environment clean
 
@@ -31,10 +33,11 @@ bench: $(STAMP)  ## ratios in one process, see benchmarks/RECORDS.md
 environment: $(STAMP)
 
 # torch comes first and alone, so that nothing else chooses another build of it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(REFERENCES)
 	touch $(STAMP)
 
 clean:

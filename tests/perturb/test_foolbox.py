@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient, pgd
+from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient
+from geophone.perturb.attacks.ascent import Ascent, pgd
+from geophone.perturb.attacks.losses import ce
 from geophone.rng import draws, stream
 from geophone.types import evaluating
 
@@ -57,14 +59,14 @@ def agrees(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("eps", EPS[LINF])
 def test_fgsm(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], eps: float) -> None:
     x, y, _ = batch
-    ours = FGSM(eps=eps)(x, y, network, draws("unused", index=torch.arange(len(x))))
+    ours = FGSM(eps=eps, loss="ce")(x, y, network, draws("unused", index=torch.arange(len(x))))
     agrees(ours, of_foolbox(foolbox.attacks.FGSM(), network, x, y, eps))
 
 
 @pytest.mark.parametrize(("norm", "eps"), [(norm, eps) for norm in EPS for eps in EPS[norm]])
 def test_pgd_from_the_image(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], norm: Norm, eps: float) -> None:
     x, y, _ = batch
-    ours = OURS[norm](eps=eps, steps=7, random_start=False)
+    ours = OURS[norm](eps=eps, steps=7, random_start=False, loss="ce")
     theirs = THEIRS[norm](abs_stepsize=2.5 * eps / 7, steps=7, random_start=False)
     agrees(ours(x, y, network, draws("unused", index=torch.arange(len(x)))), of_foolbox(theirs, network, x, y, eps))
 
@@ -83,7 +85,12 @@ def starts_alike(attack: Any, norm: Norm, network: nn.Module, batch: tuple[Tenso
 def test_pgd_from_a_given_start(
     network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], norm: Norm, eps: float
 ) -> None:
-    starts_alike(pgd, norm, network, batch, eps)
+    starts_alike(own_pgd, norm, network, batch, eps)
+
+
+def own_pgd(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, **settings: Any) -> Tensor:
+    with evaluating(model):
+        return pgd(Ascent(model, ce), x, y, start, **settings)
 
 
 def wrong_pgd(mistake: str) -> Any:

@@ -29,8 +29,8 @@ def ce(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"
 def scaled_ce(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Cross-entropy of z·10/(max z - min z), the divisor held constant: scale-free, in [0, 10 + log k]."""
     low, high = logits.detach().aminmax(dim=1, keepdim=True)
-    spread = (high - low).clamp(min=torch.finfo(logits.dtype).tiny)
-    # Divided first: the quotient stays finite for logits that are tiny or huge.
+    # Equal logits, and such as differ by less than a float can divide by, have no spread to bring to a scale.
+    spread = torch.where(high - low > 1e4 * torch.finfo(logits.dtype).tiny, high - low, 1)
     return ce((logits - high) / spread * SPREAD, y)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -51,7 +51,7 @@ class Corruption:
         if self.preset is not None and self.preset not in PRESETS:
             raise unknown("preset", str(self.preset), PRESETS, "None chooses by the images' size.")
 
-    def for_images(self, shape: tuple[int, ...]) -> Self:
+    def for_images(self, shape: tuple[int, ...]) -> "Corruption":
         """The same corruption with the preset for images `[n, c, h, w]` written out, so that a table can name it."""
         return self if self.preset is not None else replace(self, preset=preset_for(*shape[-2:]))
 

@@ -6,7 +6,7 @@ Half-precision images are worked on in float32.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,46 +36,68 @@ class defocus_blur(Corruption):
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
-        rings = disk_rings(*constants)
-        margin = len(rings[0][0]) // 2
-        wide = filters.padded(filters.padded(_at_least_float32(x), margin, 2, "mirror"), margin, 3, "mirror")
-        # The disk's rows are bars of few widths. Each width's bar is the one before and what it adds on either side,
-        # so that a disk of area πr² costs some 4r shifted images, not πr².
-        bars: Tensor | float = 0.0
-        total: Tensor | float = 0.0
-        for column, row in rings:
-            bars = filters.shifted_sum(wide, row, axis=3).add_(bars)
-            total = filters.shifted_sum(bars, column, axis=2).add_(total)
-        assert isinstance(total, Tensor)
-        return _truncatable(total, x.dtype)
+        n, c, h, w = x.shape
+        smooth, rings, area = disk_parts(*constants)
+        margin = len(rings[0].edge_row) // 2
+        wide = filters.padded(_at_least_float32(x), margin, 2, "mirror")
+        wide = filters.padded(wide, margin, 3, "mirror")
+        soft = filters.shifted_sum(wide, smooth, axis=3)
+        bars = wide.new_zeros(n, c, wide.shape[2], w)
+        disks = wide.new_zeros(n, c, h + len(smooth) - 1, w)
+        total = wide.new_zeros(x.shape)
+        for ring in rings:
+            filters.shifted_sum(soft, ring.row, 3, bars)
+            filters.shifted_sum(wide, ring.edge_row, 3, bars)
+            filters.shifted_sum(bars, ring.column, 2, disks)
+            filters.shifted_sum(bars, ring.edge_column, 2, total)
+        return _truncatable(filters.shifted_sum(disks, smooth, 2, total).div_(area), x.dtype)
 
 
-def disk_rings(radius: float, sigma: float) -> list[tuple[list[float], list[float]]]:
-    """The kernel of `defocus_blur` as Σ_k v_k ⊗ (u_1 + … + u_k), for the pairs of columns v and rows u returned.
+class Ring(NamedTuple):
+    """A part of a disk: the points that its rows of one length have and its shorter rows have not, and those rows."""
 
-    The kernel is the disk dx² + dy² ≤ radius² on a grid of at least 17 × 17 points, normalised to sum 1, then smoothed
-    with a Gaussian of 3 taps (5 for radii above 8). Smoothing mirrors the disk at the grid's edges, which a disk of
-    radius 8 or more touches.
+    row: list[float]
+    edge_row: list[float]
+    column: list[float]
+    edge_column: list[float]
+
+
+def disk_parts(radius: float, sigma: float) -> tuple[list[float], list[Ring], int]:
+    """A smoothed disk in parts that are cheap to convolve with: some 4·radius shifted images rather than π·radius².
+
+    The kernel is the disk dx² + dy² ≤ radius² on a grid of at least 17 × 17 points, smoothed along both axes with a
+    Gaussian of 3 taps (5 for radii above 8), divided by the disk's area. Smoothing mirrors the disk at the grid's
+    edges, which disks of radius 8 or more touch; that is, it is a convolution but for points near these edges.
+
+    Returns:
+        The Gaussian's taps; the disk's rings from the shortest rows to the longest, each as a row (points added on
+        either side), a column (rows that are now complete), and what smoothing at the grid's edges adds to what the
+        convolution makes of them; the disk's area.
     """
-    reach = max(8, int(radius))
-    tails = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 if radius <= 8 else 3)]
-    smooth = np.zeros((2 * reach + 1, 2 * reach + 1))
-    for at in range(2 * reach + 1):
-        for i in range(1 - len(tails), len(tails)):
-            mirrored = 2 * reach - abs(2 * reach - abs(at + i))
-            smooth[at, mirrored] += tails[abs(i)] / (tails[0] + 2 * sum(tails[1:]))
-    offset = np.abs(np.arange(-reach, reach + 1))
-    width = np.where(offset <= radius, np.floor(np.sqrt(np.maximum(radius**2 - offset**2, 0))), -1)
-    area = np.sum(2 * width + 1, where=width >= 0)
-    edge = min(reach, int(radius) + len(tails) - 1)
-    inside = slice(reach - edge, reach + edge + 1)
-    rings, narrower = [], -1.0
-    for one in np.unique(width[width >= 0]):
-        column = smooth @ (width == one) / area
-        row = smooth @ ((offset <= one) & (offset > narrower))
-        rings.append((column[inside].tolist(), row[inside].tolist()))
-        narrower = one
-    return rings
+    reach, spread = max(8, int(radius)), 1 if radius <= 8 else 2
+    bell = np.exp(-0.5 * (np.arange(-spread, spread + 1) / sigma) ** 2)
+    bell /= bell.sum()
+    edge = int(radius) + spread
+    at = np.arange(-edge, edge + 1)
+    smoothing, convolution = np.zeros((2, len(at), len(at)))
+    for shift, weight in enumerate(bell, start=-spread):
+        beyond = np.abs(at + shift)
+        mirrored = np.sign(at + shift) * np.where(beyond > reach, 2 * reach - beyond, beyond)
+        smoothing += weight * (mirrored[:, None] == at) * (np.abs(at) <= reach)[:, None]
+        convolution += weight * ((at + shift)[:, None] == at)
+    disk = at[:, None] ** 2 + at**2 <= radius**2
+    lengths = disk.sum(1)
+    core = slice(spread, -spread)
+    rings, shorter = [], np.zeros(len(at), dtype=bool)
+    for length in np.unique(lengths[lengths > 0]):
+        rows = lengths == length
+        longer = disk[rows][0]
+        row, column = (longer & ~shorter).astype(float), rows.astype(float)
+        difference = smoothing - convolution
+        parts = row[core], difference @ row, column[core], difference @ column
+        rings.append(Ring(*(part.tolist() for part in parts)))
+        shorter = longer
+    return bell.tolist(), rings, int(disk.sum())
 
 
 @PERTURBATIONS.register
@@ -103,41 +125,39 @@ class glass_blur(Corruption):
         soft = _truncatable(filters.gaussian_filter(_at_least_float32(x), sigma), x.dtype)
         levels = soft.mul_(255).floor_().div_(255)
         if min(h, w) > 2 * reach:
+            near = torch.arange(-reach, reach, device=x.device)
+            moves = (near[:, None] * w + near).flatten()
+            # One number per pixel says how far its source is each time.
+            plans = torch.cartesian_prod(*[moves] * times).view(-1, times)
+            plan = rng.uniform("moves", h - 2 * reach, w - 2 * reach).mul_(len(plans)).long()
             source = torch.arange(h * w, device=x.device).expand(n, -1)
-            for i in range(times):
-                cell = rng.uniform(f"shuffle {i}", h - 2 * reach, w - 2 * reach).mul_(4 * reach**2).long()
-                dy, dx = cell // (2 * reach) - reach, cell % (2 * reach) - reach
-                source = source.gather(1, copied_from(dy, dx, reach, h, w))
+            for move in plans.T:
+                source = source.gather(1, copied_from(move.index_select(0, plan.flatten()).view_as(plan), reach, h, w))
             levels = levels.flatten(2).gather(2, source[:, None].expand(-1, c, -1)).view_as(levels)
         return _truncatable(filters.gaussian_filter(levels, sigma), x.dtype)
 
 
-def copied_from(
-    dy: Int[Tensor, "n a b"], dx: Int[Tensor, "n a b"], reach: int, height: int, width: int
-) -> Int[Tensor, "n p"]:
+def copied_from(move: Int[Tensor, "n a b"], reach: int, height: int, width: int) -> Int[Tensor, "n p"]:
     """Which pixel of the image as it was each pixel ends up with, after copies made one after another.
 
-    From bottom right to top left, pixel (i + reach + 1, j + reach + 1) is overwritten with the pixel then at
-    (dy, dx)[i, j] from it. Pixels are numbered along rows; p = height·width.
+    From bottom right to top left, pixel (i + reach + 1, j + reach + 1) is overwritten with the pixel then move[i, j]
+    after it. Pixels are numbered along rows; p = height·width.
 
     A pixel whose source comes later in that order gets its original; otherwise what the source itself got. All such
     chains are followed at once, doubling their length in each round.
     """
     size = height * width
-    number = torch.arange(size, device=dy.device)
+    number = torch.arange(size, device=move.device)
     inner = (slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
     here = number.view(height, width)[inner]
-    written = torch.zeros(height, width, dtype=torch.bool, device=dy.device)
-    written[inner] = True
-    source = here + dy * width + dx
-    original = (source <= here) | ~written.view(-1)[source]
-    # Where a pixel's value leads: below `size` to what another pixel ends up with, from there on to an original.
-    leads = torch.cat((number + size, number + size)).repeat(len(dy), 1)
-    chain = leads[:, :size]
-    chain.view(-1, height, width)[:, *inner] = source + original * size
-    while (chain < size).any():
-        chain.copy_(leads.gather(1, chain))
-    return chain - size
+    source = here + move
+    # Where a value comes from: below `size` an original, from there on what another pixel ends up with.
+    origin = torch.cat((number, number)).repeat(len(move), 1)
+    chain = origin[:, size:]
+    chain.view(-1, height, width)[:, *inner] = source + (source > here) * size
+    while int(chain.max()) >= size:
+        chain.copy_(origin.gather(1, chain))
+    return chain
 
 
 @PERTURBATIONS.register

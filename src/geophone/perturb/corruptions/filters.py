@@ -103,14 +103,20 @@ def padded(x: Float[Tensor, "n c h w"], margin: int, axis: int, mode: Border) ->
     return torch.cat((before, x, after), axis)
 
 
-def shifted_sum(x: Float[Tensor, "n c p q"], kernel: Sequence[float], axis: int) -> Float[Tensor, "n c r s"]:
-    """Σ_i kernel[i]·x shifted by i along axis 2 or 3, for all shifts at which the kernel lies within x."""
+def shifted_sum(
+    x: Float[Tensor, "n c p q"], kernel: Sequence[float], axis: int, onto: Float[Tensor, "n c r s"] | None = None
+) -> Float[Tensor, "n c r s"]:
+    """Σ_i kernel[i]·x shifted by i along axis 2 or 3, for all shifts at which the kernel lies within x.
+
+    It is added to `onto` in place, where that is given.
+    """
     size = x.shape[axis] - len(kernel) + 1
-    total = torch.zeros_like(x.narrow(axis, 0, size), memory_format=torch.contiguous_format)
+    if onto is None:
+        onto = torch.zeros_like(x.narrow(axis, 0, size), memory_format=torch.contiguous_format)
     for shift, weight in enumerate(kernel):
         if abs(weight) > NEGLIGIBLE:
-            total.add_(x.narrow(axis, shift, size), alpha=weight)
-    return total
+            onto.add_(x.narrow(axis, shift, size), alpha=weight)
+    return onto
 
 
 def _inside(at: Int[Tensor, " m"], size: int, mode: Border) -> Int[Tensor, " m"]:

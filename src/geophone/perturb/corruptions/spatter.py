@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int16, Shaped, UInt8
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import hardshrink, pad
 
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import tint
@@ -85,24 +85,24 @@ def muddy(x: Float[Tensor, "n c h w"], opacity: Float[Tensor, "n 1 h w"]) -> Flo
 
 def mud_opacity(liquid: Float[Tensor, "n 1 h w"], threshold: float, smoothing: float) -> Float[Tensor, "n 1 h w"]:
     """How opaque mud is: its drops smoothed, and nothing below 0.8."""
-    opacity = gaussian_filter((liquid > threshold).to(liquid.dtype), smoothing)
-    return opacity.where(opacity >= 0.8, 0)
+    return hardshrink(gaussian_filter((liquid > threshold).to(liquid.dtype), smoothing), 0.8)
 
 
 def water(liquid: Float[Tensor, "n 1 h w"], threshold: float) -> Float[Tensor, "n 1 h w"]:
     """How opaque water is, scaled to [0, 1] for each image; nothing where there is no drop.
 
-    All numbers are whole but for the distances, in 65,536ths, so float32 is exact and OpenCV's results are met.
+    Whole numbers are int16, in which a CPU computes four times as fast as it compares or chooses, and distances float32.
     """
-    # Levels above 255 wrap around, as in the original, whose conversion to uint8 does.
-    level = liquid.where(liquid >= threshold, 0).mul_(255).floor_().remainder_(256)
-    distance = chamfer(canny(level, 50, 150))
-    relief = emboss(equalised((box_sum(distance) / 9).floor_()))
-    opacity = level * (box_sum(relief) / 9).round_()
+    # A level above 255 wraps around, as in the original, whose conversion to uint8 does.
+    level = (hardshrink(liquid, threshold) * 255).to(torch.int16).bitwise_and_(255)
+    near = (box_sum(chamfer(canny(level, 50, 150))) / 9).to(torch.int16)
+    # The nearest whole number to a ninth of one is never in doubt.
+    rims = (2 * box_sum(emboss(equalised(near))) + 9).floor_divide_(18)
+    opacity = level.float() * rims
     return opacity / opacity.amax((2, 3), keepdim=True).clamp_(min=1)
 
 
-def canny(image: Float[Tensor, "n 1 h w"], low: float, high: float) -> Bool[Tensor, "n 1 h w"]:
+def canny(image: Int16[Tensor, "n 1 h w"], low: int, high: int) -> UInt8[Tensor, "n 1 h w"]:
     """Canny's edges as OpenCV finds them: 3 × 3 Sobel gradients, |across| + |down|, ridges, and what hangs on to them.
 
     A ridge is above `low` and not below its neighbours along the gradient, whose direction is rounded to 45°; edges are
@@ -112,94 +112,105 @@ def canny(image: Float[Tensor, "n 1 h w"], low: float, high: float) -> Bool[Tens
         image: Whole numbers from 0 to 255.
         low: Ridges up to this are none.
         high: Ridges up to this need an edge beside them.
+
+    Returns:
+        1 on edges, else 0.
     """
     wide = padded(padded(image, 1, 2, "nearest"), 1, 3, "nearest")
-    rows = wide[:, :, :-2] + 2 * wide[:, :, 1:-1] + wide[:, :, 2:]
-    columns = wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]
-    across, down = rows[..., 2:] - rows[..., :-2], columns[:, :, 2:] - columns[:, :, :-2]
-    steep, flat = down.abs(), across.abs()
-    size = steep + flat
+    across, down = _twice(_twice(wide, 2), 3, -1), _twice(_twice(wide, 3), 2, -1)
+    flat, steep = across.abs(), down.abs()
+    size = flat + steep
     around = pad(size, (1, 1, 1, 1))
     h, w = size.shape[2:]
 
-    def beside(rows: int, columns: int) -> Tensor:
-        return around[:, :, 1 + rows : 1 + rows + h, 1 + columns : 1 + columns + w]
+    def floor(rows: int, columns: int) -> Tensor:
+        """What a ridge reaches at least, if the gradient points to this neighbour: of two alike, one is a ridge."""
+        before = around[:, :, 1 - rows : 1 - rows + h, 1 - columns : 1 - columns + w] + 1
+        after = around[:, :, 1 + rows : 1 + rows + h, 1 + columns : 1 + columns + w]
+        return torch.maximum(before, after + 1 if rows and columns else after, out=before)
 
-    # OpenCV's tangents of 22.5° and 67.5°. Where two neighbours are as strong, one of them is a ridge, on a diagonal none.
-    level, upright = steep * 32768 < flat * 13573, steep * 32768 > flat * 79109
-    falling = across * down > 0
-    before = beside(-1, -1).where(falling, beside(-1, 1))
-    after = beside(1, 1).where(falling, beside(1, -1)) + 1
-    before = beside(0, -1).where(level, beside(-1, 0).where(upright, before))
-    after = beside(0, 1).where(level, beside(1, 0).where(upright, after))
-    ridge = (size > before) & (size >= after) & (size > low)
-    return connected(ridge & (size > high), ridge)
+    # OpenCV's tangents of 22.5° and, 2 more, of 67.5°; the products are exact in float32, and whole only if flat is 0.
+    tangent = flat.float().mul_(13573 / 32768).to(torch.int16)
+    falling = across.sign_().mul_(down.sign_())
+    upright, level = steep - flat.mul_(2).add_(tangent), tangent.add_(1).sub_(steep)
+    least = floor(1, -1)
+    for chosen, other in ((falling, floor(1, 1)), (upright, floor(1, 0)), (level, floor(0, 1))):
+        least += other.sub_(least).mul_(chosen.clamp_(0, 1))
+    ridges = (size - least.clamp_(min=low + 1)).add_(1).clamp_(0, 1).to(torch.uint8)
+    return connected(size.sub_(high).clamp_(0, 1).to(torch.uint8).mul_(ridges), ridges)
 
 
-def connected(seeds: Bool[Tensor, "n 1 h w"], ridges: Bool[Tensor, "n 1 h w"]) -> Bool[Tensor, "n 1 h w"]:
+def connected(seeds: UInt8[Tensor, "n 1 h w"], ridges: UInt8[Tensor, "n 1 h w"]) -> UInt8[Tensor, "n 1 h w"]:
     """The ridges that touch a seed, or one that does, and so on, over sides and corners."""
     while True:
-        grown = seeds.clone()
-        grown[:, :, 1:] |= seeds[:, :, :-1]
-        grown[:, :, :-1] |= seeds[:, :, 1:]
-        sides = grown.clone()
-        sides[..., 1:] |= grown[..., :-1]
-        sides[..., :-1] |= grown[..., 1:]
-        sides &= ridges
-        if torch.equal(sides, seeds):
+        grown = seeds
+        for axis in (2, 3):
+            spread, n = grown.clone(), grown.shape[axis] - 1
+            spread.narrow(axis, 1, n).bitwise_or_(grown.narrow(axis, 0, n))
+            spread.narrow(axis, 0, n).bitwise_or_(grown.narrow(axis, 1, n))
+            grown = spread
+        grown &= ridges
+        if torch.equal(grown, seeds):
             return seeds
-        seeds = sides
+        seeds = grown
 
 
-def chamfer(edges: Bool[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+def chamfer(edges: UInt8[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
     """Distance to the nearest edge, at most 20, in steps of 5 × 5 (OpenCV's `distanceTransform` with `DIST_L2`, 5).
 
-    The order of steps doesn't change a path's length, so all of one kind can be taken at once: 1, then 2, 4 … of them.
+    A path's length does not depend on the order of its steps, so all steps of a kind are taken at once: 1, 2, 4 …
     """
-    distance = torch.full(edges.shape, float(FAR), device=edges.device).masked_fill_(edges, 0)
+    n, _, h, w = edges.shape
+    distance = (1 - edges).float().mul_(FAR)
+    further = torch.empty_like(distance)
     for down, right, length in STEPS:
-        many = 1
-        while many * length < distance.max():
-            further = distance + many * length
-            for there, back in ((many, -many), (-many, many)):
-                rows, columns = there * down, there * right
-                here = _moved(distance, rows, columns)
-                torch.minimum(here, _moved(further, -rows, -columns), out=here)
+        many, longest = 1, float(distance.max())
+        while many * length < longest and many * down < h and many * abs(right) < w:
+            torch.add(distance, many * length, out=further)
+            # One view of what stays in the image when moved, and one of where it goes.
+            size, stride = (n, h - many * down, w - many * abs(right)), (h * w, w, 1)
+            start, end = many * max(-right, 0), many * (down * w + max(right, 0))
+            for here, there in ((start, end), (end, start)):
+                nearer = distance.as_strided(size, stride, here)
+                torch.minimum(nearer, further.as_strided(size, stride, there), out=nearer)
             many *= 2
     return distance
 
 
-def _moved(x, rows, columns):
-    h, w = x.shape[2:]
-    return x.narrow(2, min(max(rows, 0), h), max(h - abs(rows), 0)).narrow(
-        3, min(max(columns, 0), w), max(w - abs(columns), 0)
-    )
-
-
-def equalised(values: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+def equalised(values: Int16[Tensor, "n 1 h w"]) -> Int16[Tensor, "n 1 h w"]:
     """Whole numbers from 0 to 20 spread over 0 to 255 by their ranks, as OpenCV's `equalizeHist`; a constant stays."""
-    index = values.long().flatten(1)
+    index = values.flatten(1).long()
     count = torch.zeros(len(values), FAR + 1, dtype=torch.int64, device=values.device)
-    count.scatter_add_(1, index, torch.ones_like(index))
-    upto = count.cumsum(1)
-    first = count.gather(1, index.amin(1, keepdim=True))
+    count.scatter_add_(1, index, count.new_ones(()).expand_as(index))
+    first = count.gather(1, (count > 0).long().argmax(1, keepdim=True))
     others = index.shape[1] - first
-    rank = ((upto - first).float() * (torch.full_like(others, 255).float() / others.float())).round_()
+    scale = torch.full_like(others, 255).float() / others  # torch would take 255 / others for 255 · (1 / others)
+    rank = ((count.cumsum(1) - first) * scale).round_()
     rank = rank.where(others > 0, torch.arange(FAR + 1, device=values.device))
-    return rank.gather(1, index).view_as(values)
+    return rank.to(torch.int16).gather(1, index).view_as(values)
 
 
-def emboss(x: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+def emboss(x: Int16[Tensor, "n 1 h w"]) -> Int16[Tensor, "n 1 h w"]:
     """Rises towards the lower right: the kernel ((-2, -1, 0), (-1, 1, 1), (0, 1, 2)), clipped to 0 … 255."""
     wide = padded(padded(x, 1, 2, "mirror"), 1, 3, "mirror")
     up, here, down = wide[:, :, :-2], wide[:, :, 1:-1], wide[:, :, 2:]
-    total = here[..., 1:-1] + here[..., 2:] + down[..., 1:-1] + 2 * down[..., 2:]
-    total -= 2 * up[..., :-2] + up[..., 1:-1] + here[..., :-2]
-    return total.clamp_(0, 255)
+    rise = (down[..., 2:] - up[..., :-2]).mul_(2)
+    rise += down[..., 1:-1] - up[..., 1:-1]
+    rise += here[..., 2:] - here[..., :-2]
+    return rise.add_(x).clamp_(0, 255)
 
 
-def box_sum(x: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+def box_sum(x: Shaped[Tensor, "n 1 h w"]) -> Shaped[Tensor, "n 1 h w"]:
     """Sum over the 3 × 3 pixels around each; images are mirrored at their edges."""
     wide = padded(padded(x, 1, 2, "mirror"), 1, 3, "mirror")
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+
+
+def _twice(x: Tensor, axis: int, sign: int = 1) -> Tensor:
+    """Sobel's two taps, twice: (1, 2, 1) along an axis, or (-1, 0, 1) with sign -1."""
+    n = x.shape[axis] - 1
+    if sign < 0:
+        return x.narrow(axis, 2, n - 1) - x.narrow(axis, 0, n - 1)
+    pairs = x.narrow(axis, 0, n) + x.narrow(axis, 1, n)
+    return pairs.narrow(axis, 0, n - 1) + pairs.narrow(axis, 1, n - 1)

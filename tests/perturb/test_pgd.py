@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from geophone.errors import GeophoneError
-from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient, pgd
+from geophone.perturb import FGSM, L1, L1PGD, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient
+from geophone.perturb.attacks.ascent import Ascent, pgd
+from geophone.perturb.attacks.losses import ce
 from geophone.rng import Draws, draws, stream
 from geophone.types import evaluating
 
@@ -206,7 +208,7 @@ def test_pgd_does_not_write_to_its_start() -> None:
     (x, y, _), model = grey(), linear()
     start = (x + 0.05).clone()
     before = start.clone()
-    pgd(model, x, y, start, norm=LINF, eps=0.1, steps=3, step_size=0.05)
+    pgd(Ascent(model, ce), x, y, start, norm=LINF, eps=0.1, steps=3, step_size=0.05)
     assert torch.equal(start, before)
 
 

@@ -1,0 +1,110 @@
+"""What the attacks that look for the nearest misclassified image share: boundaries, and what was found so far."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from geophone.errors import GeophoneError
+from geophone.perturb.attacks.ascent import Ascent, checked_logits
+from geophone.perturb.attacks.losses import margin
+from geophone.perturb.attacks.norms import Norm
+from geophone.types import Model
+
+DUAL = {1.0: torch.inf, 2.0: 2.0, torch.inf: 1.0}
+"""The order q of a p-norm's dual, 1/p + 1/q = 1: a plane {δ : ⟨w, δ⟩ = a} is |a| / ‖w‖_q away from 0."""
+
+
+class Closest:
+    """The nearest misclassified images that were found so far.
+
+    Attributes:
+        images: Like x; x itself where none was found.
+        distance: From x, `[n]`; infinite where none was found.
+    """
+
+    def __init__(self, x: Float[Tensor, "n ..."], norm: Norm, enough: float = 0.0) -> None:
+        """Args: the clean images, the norm that counts, and the distance within which an example counts as solved."""
+        self.x, self.norm, self.enough = x, norm, enough
+        self.images = x.clone()
+        self.distance = torch.full_like(x.flatten(1)[:, 0], torch.inf)
+
+    def offer(self, rows: Int[Tensor, " m"], moved: Float[Tensor, "m ..."], fooled: Bool[Tensor, " m"]) -> None:
+        """Keep those of `moved`, of the images `rows`, that fool the network and are nearer than what was found."""
+        length, before = self.norm.length(moved - self.x[rows]), self.distance[rows]
+        nearer = fooled & (length < before)
+        self.distance[rows] = torch.where(nearer, length, before)
+        self.images[rows] = torch.where(column(nearer, moved), moved, self.images[rows])
+
+    def unsolved(self) -> Int[Tensor, " m"]:
+        """The images with nothing within `enough` yet."""
+        return (self.distance > self.enough).nonzero()[:, 0]
+
+
+class Boundaries(Ascent):
+    """The boundary between the true class and each other one, replaced by its tangent plane at an image."""
+
+    def __init__(self, model: Model, norm: Norm, classes: int) -> None:
+        super().__init__(model, margin, classes=classes)
+        self.dual = DUAL[norm.order]
+
+    def nearest(
+        self, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], among: Int[Tensor, "n r"] | int
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"], Float[Tensor, "n ..."]]:
+        """The logits, and z_j - z_y and its gradient for the class j whose plane is nearest.
+
+            distance = |z_j - z_y| / ‖∇(z_j - z_y)‖_q,   1/p + 1/q = 1
+
+        Costs one forward pass, and one backward pass for each class.
+
+        Args:
+            x: Images.
+            y: Their labels.
+            among: The classes j, `[n, r]`, without the true one; or how many, then those with the largest logits at x.
+        """
+        x = x.detach().requires_grad_()
+        logits = checked_logits(self.model(x), y, self.classes)
+        classes = rivals(logits.detach(), y, among) if isinstance(among, int) else among
+        true = logits.gather(1, y[:, None])[:, 0]
+        lead, slope, nearest = torch.zeros_like(true), torch.zeros_like(true), torch.zeros_like(x)
+        for rank in range(classes.shape[1]):
+            other = logits.gather(1, classes[:, rank, None])[:, 0] - true
+            gradient = input_gradient(other, x, again=rank + 1 < classes.shape[1])
+            steepness = torch.linalg.vector_norm(gradient.flatten(1), self.dual, dim=1)
+            # |a| / s < |b| / t without the quotients: a boundary without a slope is infinitely far.
+            nearer = (other.abs() * slope < lead.abs() * steepness) | (slope == 0)
+            lead, slope = torch.where(nearer, other, lead).detach(), torch.where(nearer, steepness, slope)
+            nearest = torch.where(column(nearer, x), gradient, nearest).detach()
+            self._note(steepness)
+        return logits.detach(), lead, nearest
+
+    def _note(self, numbers: Tensor) -> None:
+        finite = numbers.sum().isfinite()
+        self._finite = finite if self._finite is None else self._finite & finite
+
+
+def rivals(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], count: int) -> Int[Tensor, "n r"]:
+    """The likeliest classes but the true one, likeliest first: `count` of them, or all where there are fewer."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def input_gradient(values: Float[Tensor, " n"], x: Float[Tensor, "n ..."], again: bool) -> Float[Tensor, "n ..."]:
+    """Gradient of the values' sum with respect to x; `again` keeps the graph for another.
+
+    Raises:
+        GeophoneError: the values don't depend on x.
+    """
+    gradient = None
+    if values.requires_grad:
+        gradient = torch.autograd.grad(values.sum(), x, retain_graph=again, allow_unused=True)[0]
+    if gradient is None:
+        raise GeophoneError(
+            "the model passes no gradient on to its input, so it cannot be attacked by gradients. Take out what blocks "
+            "them (torch.no_grad, .detach(), .data, numpy, rounding), or use an attack without gradients (Square)."
+        )
+    return gradient
+
+
+def column(values: Tensor, like: Float[Tensor, "n ..."]) -> Tensor:
+    """One value for each example, `[n, 1, …]`, so that it broadcasts over the images."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,243 @@
+"""Corruptions by arithmetic on an image's levels: brightness, contrast, saturation and size in pixels.
+
+They are deterministic, and carried out in the published scripts' order of operations: in float64 where those use NumPy's,
+in whole levels where those use Pillow. So the results are theirs to the bit, but for contrast's ties.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geophone.perturb.corruptions.base import Corruption
+from geophone.registry import PERTURBATIONS
+from geophone.rng import Draws
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class brightness(Corruption):  # noqa: N801 - the published name
+    """Brighter at the same hue and saturation: a pixel is scaled so that its largest channel v becomes min(v + shift, 1).
+
+    The constant is shift. A black pixel becomes grey. An image of one channel becomes min(x + shift, 1); the formula
+    holds for any number of channels.
+
+    Attributes:
+        severity: 1 to 5; 0 leaves the images as they are.
+        preset: Whose constants: `cifar10`, `tiny_imagenet` or `imagenet`; None chooses by the images' size.
+
+    References:
+        Hendrycks & Dietterich 2019, arXiv:1903.12261.
+    """
+
+    constants: ClassVar[Mapping[str, tuple[float, ...]]] = {
+        "cifar10": (0.05, 0.1, 0.15, 0.2, 0.3),
+        "tiny_imagenet": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "imagenet": (0.1, 0.2, 0.3, 0.4, 0.5),
+    }
+
+    def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
+        """The corrupted images before clipping and quantisation."""
+        distance, saturation, value = _to_hsv(x)
+        return _from_hsv(distance, saturation, value.add_(constants).clamp_(max=1))
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class saturate(Corruption):  # noqa: N801
+    """Paler or stronger colours: the saturation s of each pixel becomes clip(factor·s + shift, 0, 1).
+
+    The constants are (factor, shift). With v and u the largest and smallest channel, s = (v - u)/v; v and the hue stay.
+    Where v = u the hue is that of the first channel, so a shift turns grey pixels red, as in the published data sets.
+    An image of one channel is left as it is; the formula holds for any number of channels.
+
+    Attributes:
+        severity: 1 to 5; 0 leaves the images as they are.
+        preset: Whose constants: `cifar10`, `tiny_imagenet` or `imagenet`; None chooses by the images' size.
+
+    References:
+        Hendrycks & Dietterich 2019, arXiv:1903.12261.
+    """
+
+    constants: ClassVar[Mapping[str, tuple[tuple[float, float], ...]]] = {
+        "cifar10": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+        "tiny_imagenet": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
+        "imagenet": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
+    }
+
+    def corrupt(
+        self, x: Float[Tensor, "n c h w"], rng: Draws, constants: tuple[float, float]
+    ) -> Float[Tensor, "n c h w"]:
+        """The corrupted images before clipping and quantisation."""
+        distance, saturation, value = _to_hsv(x)
+        factor, shift = constants
+        return _from_hsv(distance, saturation.mul_(factor).add_(shift).clamp_(max=1), value)
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class contrast(Corruption):  # noqa: N801
+    """Lower contrast: m + share·(x - m), m the mean of each channel of each image.
+
+    The constant is share. An image without contrast stays as it is.
+
+    Attributes:
+        severity: 1 to 5; 0 leaves the images as they are.
+        preset: Whose constants: `cifar10`, `tiny_imagenet` or `imagenet`; None chooses by the images' size.
+
+    References:
+        Hendrycks & Dietterich 2019, arXiv:1903.12261.
+    """
+
+    constants: ClassVar[Mapping[str, tuple[float, ...]]] = {
+        "cifar10": (0.75, 0.5, 0.4, 0.3, 0.15),
+        "tiny_imagenet": (0.4, 0.3, 0.2, 0.1, 0.05),
+        "imagenet": (0.4, 0.3, 0.2, 0.1, 0.05),
+    }
+
+    def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
+        """The corrupted images before clipping and quantisation."""
+        # In levels, whose sums are exact, so that the mean is the same in any order of summing.
+        level = (x * 255).double()
+        mean = level.mean((2, 3), keepdim=True)
+        return level.sub_(mean).mul_(constants).add_(mean).div_(255)
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class pixelate(Corruption):  # noqa: N801
+    """Coarser pixels: resized to int(share·height) × int(share·width) and back, with Pillow's box filter.
+
+    The constant is share. A pixel of the small image is the mean of those whose centres it covers, columns first,
+    rounded to 256 levels after each axis; a pixel of the result is the nearest of the small image's. The small image has
+    at least one pixel.
+
+    Attributes:
+        severity: 1 to 5; 0 leaves the images as they are.
+        preset: Whose constants: `cifar10`, `tiny_imagenet` or `imagenet`; None chooses by the images' size.
+
+    References:
+        Hendrycks & Dietterich 2019, arXiv:1903.12261.
+    """
+
+    constants: ClassVar[Mapping[str, tuple[float, ...]]] = {
+        "cifar10": (0.95, 0.9, 0.85, 0.75, 0.65),
+        "tiny_imagenet": (0.9, 0.8, 0.7, 0.6, 0.5),
+        "imagenet": (0.6, 0.5, 0.4, 0.3, 0.25),
+    }
+
+    def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
+        """The corrupted images before clipping and quantisation."""
+        height, width = x.shape[2:]
+        level = (x * 255).to(torch.promote_types(x.dtype, torch.float32))
+        for axis, size in (
+            (3, max(1, int(width * constants))),
+            (2, max(1, int(height * constants))),
+            (3, width),
+            (2, height),
+        ):
+            level = _box_resize(level, size, axis)
+        return level.div_(255)
+
+
+def _to_hsv(
+    x: Float[Tensor, "n c h w"],
+) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n 1 h w"], Float[Tensor, "n 1 h w"]]:
+    """Distance, saturation and value of each pixel, float64: with v and u its largest and smallest channel, v ≠ u,
+
+    distance = (v - x)/(v - u) for each channel (it says the hue), saturation = (v - u)/v, value = v.
+    Where v = u, the distance is 0 for the first channel and 1 for the others, and the saturation 0.
+    """
+    # x·255 is whole for an 8-bit image of any float dtype, which gives it the bits that NumPy's uint8/255 has.
+    x = (x * 255).double().div_(255)
+    value, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    spread = value - least
+    saturation = (spread / value).nan_to_num_(0.0)
+    distance = (value - x).div_(spread)
+    if x.shape[1] == 3:
+        between = _between(x, value, spread)
+        distance = torch.where((distance > 0) & (distance < 1), between, distance)
+    distance[:, :1].nan_to_num_(0.0)
+    distance[:, 1:].nan_to_num_(1.0)
+    return distance, saturation, value
+
+
+def _between(
+    x: Float[Tensor, "n 3 h w"], value: Float[Tensor, "n 1 h w"], spread: Float[Tensor, "n 1 h w"]
+) -> Float[Tensor, "n 1 h w"]:
+    """The distance of the middle one of three channels, with the rounding of a round trip through the hue.
+
+    A change of saturation puts many values on the border of two levels, where the last bit decides.
+    """
+    red, green, blue = x.split(1, dim=1)
+    hue = torch.where(
+        blue == value,
+        ((red - green) / spread).add_(4),
+        torch.where(green == value, ((blue - red) / spread).add_(2), (green - blue) / spread),
+    )
+    hue.div_(6).remainder_(1).mul_(6)
+    sector = hue.floor()
+    rise = hue.sub_(sector)
+    return torch.where(sector.remainder_(2) == 1, rise, 1 - rise)
+
+
+def _from_hsv(
+    distance: Float[Tensor, "n c h w"], saturation: Float[Tensor, "n 1 h w"], value: Float[Tensor, "n 1 h w"]
+) -> Float[Tensor, "n c h w"]:
+    """Images value·(1 - saturation·distance); distance is used up."""
+    return torch.sub(1, distance.mul_(saturation)).mul_(value)
+
+
+def _box_resize(level: Float[Tensor, "n c h w"], size: int, axis: int) -> Float[Tensor, "n c h w"]:
+    """Resize one axis of images in levels (0 to 255) as `PIL.Image.resize(…, Image.BOX)` does."""
+    length = level.shape[axis]
+    counts, picks, weights = _windows(length, size, level.device)
+    sums, total = [], level
+    for count in range(1, counts[-1] + 1):
+        if count > 1:
+            total = total.narrow(axis, 0, length - count + 1) + level.narrow(axis, count - 1, length - count + 1)
+        if count in counts:
+            sums.append(total)
+    picked = (sums[0] if len(sums) == 1 else torch.cat(sums, axis)).index_select(axis, picks)
+    if counts == (1,):
+        return picked
+    # Whole sums times Pillow's fixed-point weights. 24 bits keep the ties apart that those decide.
+    weights = weights.to(level.dtype)
+    return picked.mul_(weights if axis == 3 else weights[:, None]).add_(0.5).floor_()
+
+
+@lru_cache(maxsize=64)
+def _windows(
+    length: int, size: int, device: torch.device
+) -> tuple[tuple[int, ...], Int[Tensor, " size"], Float[Tensor, " size"]]:
+    """What Pillow's box filter averages when it resizes an axis of `length` pixels to `size`.
+
+    A pixel of the result is the mean of those inputs whose centres lie within half a pixel of it, in pixels of the
+    coarser grid; the left border belongs to it.
+
+    Returns:
+        How many inputs are averaged: the counts that occur, in order.
+        For each result, where its sum is, in the sums of all runs of those counts, one after the other.
+        For each result, the weight of one input: 1/count, rounded to 22 bits.
+    """
+    scale = length / size
+    reach = max(scale, 1.0)
+    windows = []
+    for i in range(size):
+        center = (i + 0.5) * scale
+        first = max(int(center - 0.5 * reach + 0.5), 0)
+        last = min(int(center + 0.5 * reach + 0.5), length)
+        covered = [j for j in range(first, last) if -0.5 < (j - center + 0.5) * (1 / reach) <= 0.5]
+        windows.append((covered[0], len(covered)))
+    counts = tuple(sorted({count for _, count in windows}))
+    starts = {count: sum(length - shorter + 1 for shorter in counts if shorter < count) for count in counts}
+    return (
+        counts,
+        torch.tensor([starts[count] + first for first, count in windows], device=device),
+        torch.tensor([math.floor(2**22 / count + 0.5) / 2**22 for _, count in windows], dtype=torch.float64, device=device),
+    )

@@ -1,13 +1,17 @@
 """What the attacks that look for the nearest misclassified image share: boundaries, and what was found so far."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.perturb.attacks.ascent import Ascent, checked_logits
+from geophone.perturb.attacks.ascent import Ascent, checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.base import MinimumNormAttack
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import Norm
+from geophone.rng import Draws
 from geophone.types import Model
 
 DUAL = {1.0: torch.inf, 2.0: 2.0, torch.inf: 1.0}
@@ -38,6 +42,43 @@ class Closest:
     def unsolved(self) -> Int[Tensor, " m"]:
         """The images with nothing within `enough` yet."""
         return (self.distance > self.enough).nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class ClosestAttack(MinimumNormAttack):
+    """An attack that goes on after its first success and keeps the nearest; subclasses say how.
+
+    With `fool` an example is left once something within eps is found.
+    """
+
+    def approach(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """The nearest that was found; x itself where none was, and where x is misclassified."""
+        return self._closest(x, y, model, enough=0.0)
+
+    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
+        """From x towards the nearest that was found, at most eps far."""
+        delta = self._closest(x, y, model, enough=self.eps if stop else 0.0) - x
+        share = self.eps / self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
+        return (x + delta * column(share.clamp(max=1), x)).clamp_(0, 1)
+
+    def improve(self, closest: Closest, logits: Tensor, y: Tensor, model: Model) -> None:
+        """The search: offer images to `closest`, for those that are `unsolved`.
+
+        Args:
+            closest: What was found so far: the images that are misclassified as they are.
+            logits: Of the clean images.
+            y: Their labels.
+            model: The network.
+        """
+        raise NotImplementedError
+
+    def _closest(self, x: Tensor, y: Tensor, model: Model, enough: float) -> Tensor:
+        closest = Closest(x, self.norm, enough)
+        with torch.no_grad():
+            logits = checked_logits(model(x), y, classes_of(y))
+        closest.offer(torch.arange(len(x), device=x.device), x, is_fooled(logits, y))
+        self.improve(closest, logits, y, model)
+        return closest.images
 
 
 class Boundaries(Ascent):

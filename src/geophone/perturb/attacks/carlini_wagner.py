@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.perturb.attacks.ascent import Ascent, checked_logits, classes_of, is_fooled
-from geophone.perturb.attacks.base import MinimumNormAttack
-from geophone.perturb.attacks.boundary import Closest, column
+from geophone.perturb.attacks.ascent import Ascent, is_fooled
+from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import L2, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 from geophone.types import Model
 
 ADAM = 0.9, 0.999, 1e-8
@@ -29,7 +26,7 @@ _INSIDE = 1 - 1e-6  # atanh of ±1 is infinite
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class CarliniWagner(MinimumNormAttack):
+class CarliniWagner(ClosestAttack):
     """Carlini and Wagner's l2 attack: Adam on the squared distance and the margin, which is weighed by a search.
 
         minimise ‖x' - x‖₂² + c·max(z_y - max_{j≠y} z_j + confidence, 0),   x' = (tanh(u) + 1)/2
@@ -75,10 +72,120 @@ class CarliniWagner(MinimumNormAttack):
         if not isinstance(self.relative, bool):
             raise GeophoneError(f"CarliniWagner(relative={self.relative!r}): write True or False.")
 
-    def approach(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
-        """The nearest over all weights and steps."""
-        return self._closest(x, y, model, enough=0.0)
+    def improve(self, closest: Closest, logits: Tensor, y: Tensor, model: Model) -> None:
+        """One search by Adam for each weight."""
+        ascent = Ascent(model, margin, classes=logits.shape[1])
+        low, high = torch.zeros_like(closest.distance), torch.full_like(closest.distance, torch.inf)
+        c = torch.full_like(low, self.c)
+        unit = logits.amax(1) - logits.amin(1) if self.relative else torch.ones_like(low)
+        unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)
+        for _ in range(self.searches):
+            found = self._descend(ascent, closest, y, c, unit)
+            low, high = torch.where(found, low, c), torch.where(found, c, high)
+            c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+        ascent.check()
 
-    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
-        """From x towards the nearest example, at most eps far."""
-        return ...
+    def _descend(self, ascent: Ascent, closest: Closest, y: Tensor, c: Tensor, unit: Tensor) -> Tensor:
+        """Adam from x with the weights c, and where it found something, `[n]`."""
+        found = torch.zeros_like(y, dtype=torch.bool)
+        rows = closest.unsolved()
+        x, y, c, unit = closest.x[rows], y[rows], c[rows], unit[rows]
+        u = ((2 * x - 1) * _INSIDE).atanh_()
+        first, second = torch.zeros_like(x), torch.zeros_like(x)
+        lowest = before = torch.full_like(c, torch.inf)
+        for step in range(1, self.steps + 1):
+            if not len(rows):
+                break
+            moved = u.tanh().add_(1).div_(2)
+            logits, lead, gradient = ascent(moved, y)
+            short = self.confidence - lead / unit
+            fooled = is_fooled(logits, y) & (short <= 0)
+            closest.offer(rows, moved, fooled)
+            found[rows] |= fooled
+            delta = moved - x
+            lowest = torch.minimum(lowest, delta.flatten(1).square().sum(1) + c * short.clamp(min=0))
+            weight = torch.where(short > 0, c / unit, 0)
+            # The gradient of the loss in u: dx'/du = 2·x'·(1 - x').
+            gradient = delta.mul_(2).sub_(column(weight, x) * gradient).mul_(2 * moved * (1 - moved))
+            first.lerp_(gradient, 1 - ADAM[0])
+            second.lerp_(gradient.square(), 1 - ADAM[1])
+            spread = (second / (1 - ADAM[1] ** step)).sqrt_().add_(ADAM[2])
+            u.addcdiv_(first, spread, value=-self.step_size / (1 - ADAM[0] ** step))
+            if step % max(1, self.steps // _CHECKS) == 0:
+                left = (lowest < _PROGRESS * before) & (closest.distance[rows] > closest.enough)
+                before = lowest
+                if not bool(left.all()):
+                    rows, x, y, c, unit, u = rows[left], x[left], y[left], c[left], unit[left], u[left]
+                    first, second, lowest, before = first[left], second[left], lowest[left], before[left]
+        return found
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class L2FMN(ClosestAttack):
+    """Fast minimum-norm attack in l2: steps up the margin on a ball whose radius shrinks while the network is fooled.
+
+        δ ← project(δ + α·g/‖g‖₂, ε),   x' = clip(x + δ, 0, 1),   g = ∇ (max_{j≠y} z_j - z_y)
+        ε ← min(ε, ‖best‖)·(1-γ)  where x' is misclassified
+            ε·(1+γ)               where it is not, but something was found before
+            ‖δ‖ + |margin|/‖g‖    until then: the distance of the linearised boundary
+
+    α and γ fall along a cosine, to a hundredth and a fiftieth. Usually nearer than Carlini and Wagner's attack at a
+    tenth of its cost; multiplying the logits changes nothing.
+
+    As a perturbation it goes towards what it found, no further than eps; with `fool` an image is left once something
+    within eps is found.
+
+    Attributes:
+        eps: Largest Euclidean length of the change of an image, at least 0.
+        steps: How many steps; each costs a forward and backward pass.
+        step_size: Length α of the first step.
+        shrink: Share γ by which the radius changes at the first step, in [0, 1].
+
+    References:
+        Pintor et al. 2021, arXiv:2102.12827.
+    """
+
+    eps: float = 0.5
+    steps: int = 100
+    step_size: float = 1.0
+    shrink: float = 0.05
+    levels: ClassVar[tuple[float, ...]] = (0.125, 0.25, 0.5, 1.0)
+    norm: ClassVar[Norm] = L2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "steps", 1.0)
+        check_number(self, "step_size", 0.0)
+        check_number(self, "shrink", 0.0, 1.0)
+
+    def improve(self, closest: Closest, logits: Tensor, y: Tensor, model: Model) -> None:
+        """The steps, from x."""
+        ascent = Ascent(model, margin, classes=logits.shape[1])
+        rows = closest.unsolved()
+        x, y = closest.x[rows], y[rows]
+        moved, radius = x, torch.full_like(closest.distance[rows], torch.inf)
+        for step in range(self.steps):
+            if not len(rows):
+                break
+            logits, lead, gradient = ascent(moved, y)
+            fooled = is_fooled(logits, y)
+            closest.offer(rows, moved, fooled)
+            if closest.enough > 0:
+                left = closest.distance[rows] > closest.enough
+                rows, x, y, moved, radius = rows[left], x[left], y[left], moved[left], radius[left]
+                lead, gradient, fooled = lead[left], gradient[left], fooled[left]
+            best = closest.distance[rows]
+            cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
+            alpha = self.step_size * (0.01 + 0.99 * cosine)
+            gamma = self.shrink * (0.02 + 0.98 * cosine)
+            direction = L2.steepest(gradient)
+            slope = (gradient * direction).flatten(1).sum(1)
+            delta = moved - x
+            ahead = L2.length(delta) + (lead.abs() / slope).nan_to_num(torch.inf)
+            onward = torch.where(best.isinf(), ahead, radius * (1 + gamma))
+            radius = torch.where(fooled, torch.minimum(radius, best) * (1 - gamma), onward)
+            delta = delta.add_(direction, alpha=alpha)
+            share = radius / L2.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
+            moved = (x + delta * column(share.clamp(max=1), x)).clamp_(0, 1)
+        ascent.check()

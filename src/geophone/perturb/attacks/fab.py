@@ -7,18 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.perturb.attacks.ascent import checked_logits, classes_of, is_fooled
-from geophone.perturb.attacks.base import MinimumNormAttack
-from geophone.perturb.attacks.boundary import Boundaries, Closest, column, rivals
+from geophone.perturb.attacks.ascent import is_fooled
+from geophone.perturb.attacks.boundary import Boundaries, Closest, ClosestAttack, column, rivals
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 from geophone.types import Model
 
 
 @dataclass(frozen=True)
-class _FAB(MinimumNormAttack):
+class _FAB(ClosestAttack):
     """What the three norms share: everything but the projection."""
 
     steps: int = 100
@@ -35,27 +33,13 @@ class _FAB(MinimumNormAttack):
         check_number(self, "eta", 1.0)
         check_number(self, "beta", 0.0, 1.0)
 
-    def approach(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
-        """The nearest over all targets and steps."""
-        return self._closest(x, y, model, enough=0.0)
-
-    def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
-        """From x towards the nearest example, at most eps far; with `stop` an example is left once one is in the ball."""
-        delta = self._closest(x, y, model, enough=self.eps if stop else 0.0) - x
-        share = (self.eps / self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
-        return (x + delta * column(share, x)).clamp_(0, 1)
-
-    def _closest(self, x: Tensor, y: Tensor, model: Model, enough: float) -> Tensor:
-        """The nearest misclassified images; what is found within `enough` is not improved on."""
-        boundaries, closest = Boundaries(model, self.norm, classes_of(y)), Closest(x, self.norm, enough)
-        with torch.no_grad():
-            logits = checked_logits(model(x), y, boundaries.classes)
-        closest.offer(torch.arange(len(x), device=x.device), x, is_fooled(logits, y))
+    def improve(self, closest: Closest, logits: Tensor, y: Tensor, model: Model) -> None:
+        """One search for each target, or one for all."""
+        boundaries = Boundaries(model, self.norm, logits.shape[1])
         towards = rivals(logits, y, self.targets or logits.shape[1])
         for classes in towards.split(1, dim=1) if self.targets else [towards]:
             self._descend(boundaries, closest, y, classes)
         boundaries.check()
-        return closest.images
 
     def _descend(self, boundaries: Boundaries, closest: Closest, y: Tensor, classes: Tensor) -> None:
         """The steps from x, towards the nearest boundary of these classes, `[n, r]`."""

@@ -176,7 +176,6 @@ class motion_blur(Corruption):
         "tiny_imagenet": ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
         "imagenet": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     }
-    chunk: ClassVar[int] = 1 << 18
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""

@@ -193,51 +193,48 @@ def _from_hsv(
     return torch.sub(1, distance.mul_(saturation)).mul_(value)
 
 
-def _box_resize(level: Float[Tensor, "n c h w"], size: int, axis: int) -> Float[Tensor, "n c h w"]:
-    """Resize one axis of images in levels (0 to 255) as `PIL.Image.resize(…, Image.BOX)` does."""
-    length = level.shape[axis]
-    counts, picks, weights = _windows(length, size, level.device)
-    sums, total = [], level
-    for count in range(1, counts[-1] + 1):
-        if count > 1:
-            total = total.narrow(axis, 0, length - count + 1) + level.narrow(axis, count - 1, length - count + 1)
-        if count in counts:
-            sums.append(total)
-    picked = (sums[0] if len(sums) == 1 else torch.cat(sums, axis)).index_select(axis, picks)
-    if counts == (1,):
-        return picked
-    # Whole sums times Pillow's fixed-point weights. 24 bits keep the ties apart that those decide.
-    weights = weights.to(level.dtype)
-    return picked.mul_(weights if axis == 3 else weights[:, None]).add_(0.5).floor_()
+def _box_resize(level: Float[Tensor, "n c h w"], size: int, axis: int) -> Float[Tensor, "n c p q"]:
+    """Resize axis 2 or 3 of images in levels (0 to 255) as `PIL.Image.resize(…, Image.BOX)` does."""
+    shape = (*level.shape[:axis], size, *level.shape[axis + 1 :])
+    lines = level.flatten(0, axis - 1)  # in two dimensions a selection of columns is three times as fast
+    picks, shares, weight = _windows(level.shape[axis], size, lines.ndim, level.device, level.dtype)
+    total = lines.index_select(1, picks[0])
+    if len(picks) == 1:
+        return total.view(shape)
+    for pick, share in zip(picks[1:], shares, strict=True):
+        total.addcmul_(lines.index_select(1, pick), share)
+    # Whole sums times Pillow's fixed-point weights: the 24 bits of float32 keep apart the ties that those decide.
+    return total.mul_(weight).add_(0.5).floor_().view(shape)
 
 
 @lru_cache(maxsize=64)
 def _windows(
-    length: int, size: int, device: torch.device
-) -> tuple[tuple[int, ...], Int[Tensor, " size"], Float[Tensor, " size"]]:
+    length: int, size: int, ndim: int, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Int[Tensor, " size"]], list[Float[Tensor, "size ..."]], Float[Tensor, "size ..."]]:
     """What Pillow's box filter averages when it resizes an axis of `length` pixels to `size`.
 
-    A pixel of the result is the mean of those inputs whose centres lie within half a pixel of it, in pixels of the
-    coarser grid; the left border belongs to it.
+    A pixel of the result is the mean of the inputs whose centres lie within half a pixel of its own, in pixels of the
+    coarser of both grids, the right border not counted.
 
     Returns:
-        How many inputs are averaged: the counts that occur, in order.
-        For each result, where its sum is, in the sums of all runs of those counts, one after the other.
-        For each result, the weight of one input: 1/count, rounded to 22 bits.
+        The first input of every result, the second of every result, …
+        From the second on: 1 for these, 0 where there are fewer; shaped for axis 1 of ndim axes.
+        The weight of one input, 1/count rounded to 22 bits; shaped alike.
     """
     scale = length / size
     reach = max(scale, 1.0)
     windows = []
     for i in range(size):
         center = (i + 0.5) * scale
-        first = max(int(center - 0.5 * reach + 0.5), 0)
-        last = min(int(center + 0.5 * reach + 0.5), length)
-        covered = [j for j in range(first, last) if -0.5 < (j - center + 0.5) * (1 / reach) <= 0.5]
-        windows.append((covered[0], len(covered)))
-    counts = tuple(sorted({count for _, count in windows}))
-    starts = {count: sum(length - shorter + 1 for shorter in counts if shorter < count) for count in counts}
+        near = range(max(int(center - 0.5 * reach + 0.5), 0), min(int(center + 0.5 * reach + 0.5), length))
+        windows.append([j for j in near if -0.5 < (j - center + 0.5) * (1 / reach) <= 0.5])
+    most = max(len(window) for window in windows)
+    shape = (size, *(1,) * (ndim - 2))
     return (
-        counts,
-        torch.tensor([starts[count] + first for first, count in windows], device=device),
-        torch.tensor([math.floor(2**22 / count + 0.5) / 2**22 for _, count in windows], dtype=torch.float64, device=device),
+        [torch.tensor([window[min(k, len(window) - 1)] for window in windows], device=device) for k in range(most)],
+        [
+            torch.tensor([k < len(window) for window in windows], device=device).to(dtype).view(shape)
+            for k in range(1, most)
+        ],
+        torch.tensor([math.floor(2**22 / len(w) + 0.5) / 2**22 for w in windows], device=device, dtype=dtype).view(shape),
     )

@@ -1,0 +1,109 @@
+"""Adversarial Gabor noise: a procedural texture whose kernels are weighted against the network."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from geophone.perturb.attacks.base import UNITS
+from geophone.perturb.attacks.layer import Laid, LayerAttack, own_kernels
+from geophone.perturb.attacks.norms import LINF, Norm
+from geophone.perturb.checks import check_number
+from geophone.registry import PERTURBATIONS
+from geophone.rng import Draws
+
+SIZE = 23
+"""Side of a Gabor kernel in pixels."""
+
+SOFT = 1e-3
+"""How far from black and white the texture stays: values near the mean are pushed to ±1 over this share of the largest."""
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class GaborAttack(LayerAttack):
+    """Gabor noise, sparse kernels whose intensities are chosen against the network.
+
+        x' = clip(x + eps · texture(Σ_i z_i · kernel(· - p_i)), 0, 1),   z in [-1, 1]
+
+    The p_i are random pixels, `density` of them. Each image has a kernel of its own: 1 to 10 Gabor functions of one
+    Gaussian (deviation 0.1 to 0.4 of the kernel's 23 pixels) and one frequency (3 to 5.75 periods in them), turned by
+    equal angles, and summed. `texture` pushes the sum towards two values, v·(1 + c)/(c + |v|) with c = 0.001 and v the
+    difference from the mean over its largest, and stretches it to [0, 1]: it only brightens. Its scales are held constant
+    in the gradient. The intensities begin uniform, and climb the loss by signed steps.
+
+    Attributes:
+        eps: Largest change of a value, in units of images in [0, 1]: 75/255 for the paper's 75. Above 1 most of the image
+            is covered.
+        steps: How many steps, at least 1.
+        loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
+        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        step_size: Change of an intensity in a step.
+        density: Share of pixels with a kernel, in [0, 1]; at least one has.
+
+    References:
+        Kang et al. 2019, arXiv:1908.08016; Co et al. 2018, arXiv:1810.00470 (the noise).
+    """
+
+    eps: float = 75 / 255
+    step_size: float = 0.05
+    density: float = 1 / 14
+    levels: ClassVar[tuple[float, ...]] = (6.25 / 255, 12.5 / 255, 25 / 255, 75 / 255)
+    norm: ClassVar[Norm] = LINF
+    highest: ClassVar[float] = 10.0
+    unit: ClassVar[str] = UNITS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "step_size", 0.0)
+        check_number(self, "density", 0.0, 1.0)
+
+    def layer(self, x: Tensor, rng: Draws) -> tuple[Tensor, Laid]:
+        """Random intensities at random places, and a random kernel for each image."""
+        n, _, h, w = x.shape
+        count = max(1, round(self.density * h * w))
+        places = rng.uniform("places", h * w).topk(count, dim=1).indices
+        kernels = gabor_kernels(rng).to(x.dtype)
+
+        def laid(z: Tensor, rows: Tensor) -> Tensor:
+            sparse = z.new_zeros(len(z), h * w).scatter(1, places[rows], z).reshape(-1, 1, h, w)
+            return (x[rows] + self.eps * texture(own_kernels(sparse, kernels[rows]))).clamp(0, 1)
+
+        return 2 * rng.uniform("intensity", count).to(x.dtype) - 1, laid
+
+    def onward(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """A signed step, clipped to [-1, 1]."""
+        return (z + self.step_size * gradient.sign()).clamp(-1, 1)
+
+
+def texture(noise: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+    """Noise pushed towards two values and stretched to [0, 1]; the scales are constants in the gradient."""
+    fixed = noise.detach()
+    mean = fixed.mean((1, 2, 3), keepdim=True)
+    size = (fixed - mean).abs()
+    tiny = torch.finfo(noise.dtype).tiny
+    relative = size / size.amax((1, 2, 3), keepdim=True).clamp(min=tiny)
+    gain = (1 + SOFT) / (SOFT + relative)
+    pushed = (noise - mean) * gain
+    low, high = (edge(pushed.detach(), (1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
+    return (pushed - low) / (high - low).clamp(min=tiny)
+
+
+def gabor_kernels(rng: Draws) -> Float[Tensor, "n 1 23 23"]:
+    """One kernel for each image: Gabor functions exp(-r²/2σ²)·cos(2πft), t along each of 1 to 10 directions, summed."""
+    sides, deviation, frequency, first = rng.uniform("kernel", 4).T[..., None, None]
+    sides = 1 + (10 * sides).floor()
+    deviation = 0.1 + 0.3 * deviation
+    frequency = 3 + (SIZE / 4 - 3) * frequency
+    place = torch.linspace(-0.5, 0.5, SIZE, device=sides.device)
+    down, across = place[:, None], place[None, :]
+    envelope = torch.exp(-(down**2 + across**2) / (2 * deviation**2))
+    waves = torch.zeros_like(envelope)
+    for side in range(10):
+        angle = math.pi * (first + side / sides)
+        wave = torch.cos(2 * math.pi * frequency * (across * angle.cos() + down * angle.sin()))
+        waves = waves + wave * (side < sides)
+    return (envelope * waves)[:, None]

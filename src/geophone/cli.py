@@ -14,10 +14,11 @@ from rich.table import Table
 
 import geophone
 from geophone.errors import GeophoneError, unknown
+from geophone.files import replacing
 from geophone.record import REDUCTIONS
 from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.report import write_report
-from geophone.scan import DEFAULT_PERTURBATIONS, scan
+from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, scan
 from geophone.study import find_study, process_executor, ray_executor, run_study
 from geophone.study.job import Progress
 from geophone.study.studies import SIZES
@@ -37,7 +38,7 @@ class Names(click.Command):
 
 
 class ScanHelp(Names):
-    """`scan` shows the perturbations."""
+    """`scan` and `attack` show the perturbations."""
 
     shows = (PERTURBATIONS,)
 
@@ -66,6 +67,19 @@ plugin_option = click.option(
 )
 
 
+factory_option = click.option(
+    "--factory", metavar="F", help="What makes the network of a weights file: file.py:function or a model's name."
+)
+images_option = click.option(
+    "--images", type=click.IntRange(1), help="How many images, class-balanced.  [default: all]"
+)
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch."
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Keys everything random.")
+device_option = click.option("--device", help="Where the network runs, such as cuda.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(geophone.__version__, prog_name="geophone")
 def cli() -> None:
@@ -75,6 +89,7 @@ def cli() -> None:
     Start with:
       geophone run demo                       train, shake, record, measure, relate, report (minutes)
       geophone scan my.py:model my_images/    diagnose a network that you have
+      geophone attack my.py:model my_images/  what survives AutoAttack, image by image
       geophone list perturbations             what there is to shake with
     """
 
@@ -123,7 +138,7 @@ def run(
             if job not in running:
                 running[job] = bars.add_task(what)
             bars.update(running[job], description=what, completed=done, total=steps)
-            if what.endswith("measuring") and done == steps:
+            if what.endswith(": done"):
                 bars.remove_task(running.pop(job))
 
         with _executor(executor, workers, watch) as pool:
@@ -147,19 +162,20 @@ def run(
 @cli.command("scan", cls=ScanHelp)
 @click.argument("model")
 @click.argument("data")
-@click.option(
-    "--factory", metavar="F", help="What makes the network of a weights file: file.py:function or a model's name."
-)
+@factory_option
 @click.option("--layers", help="Layer names or patterns, separated by commas, such as 'layer*.relu*'.")
 @click.option(
     "--perturb", default=DEFAULT_PERTURBATIONS, show_default=True, help="Names, families or calls, by commas."
 )
-@click.option("--images", type=click.IntRange(1), help="How many images, class-balanced.  [default: all]")
+@click.option(
+    "--curves", default=DEFAULT_CURVES, show_default=True, help="Attacks whose accuracy is drawn over eps; '' for none."
+)
+@images_option
 @click.option("--reduce", type=click.Choice(list(REDUCTIONS)), default="spatial_mean", show_default=True,
               help="What a unit is: a channel, a feature of the last axis, or every position.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Keys everything random.")
-@click.option("--device", help="Where the network runs, such as cuda.")
+@batch_size_option
+@seed_option
+@device_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -174,6 +190,7 @@ def scan_command(
     factory: str | None,
     layers: str | None,
     perturb: str,
+    curves: str,
     images: int | None,
     reduce: str,
     batch_size: int,
@@ -201,6 +218,7 @@ def scan_command(
             perturb,
             [part.strip() for part in layers.split(",")] if layers else None,
             out,
+            curves=curves,
             factory=factory,
             images=images,
             device=device,
@@ -212,6 +230,68 @@ def scan_command(
     for problem in found.problems:
         click.echo(f"warning: {problem}", err=True)
     click.echo(str(found.report))
+
+
+@cli.command("attack", cls=ScanHelp)
+@click.argument("model")
+@click.argument("data")
+@click.option("--attacks", default="LinfAutoAttack", show_default=True, help="Names or calls, separated by commas.")
+@click.option("--restarts", type=click.IntRange(1), default=1, show_default=True, help="Tries of each attack.")
+@click.option(
+    "--every/--union", default=True, help="Run each attack on all images, or on what is left.  [default: every]"
+)
+@factory_option
+@images_option
+@batch_size_option
+@seed_option
+@device_option
+@click.option("--out", type=click.Path(path_type=Path), help="A .parquet file for the outcome of each image.")
+@plugin_option
+def attack_command(
+    model: str,
+    data: str,
+    attacks: str,
+    restarts: int,
+    every: bool,
+    factory: str | None,
+    images: int | None,
+    batch_size: int,
+    seed: int,
+    device: str | None,
+    out: Path | None,
+    plugins: tuple[Path, ...],
+) -> None:
+    """Attack MODEL on DATA and count, image by image, what survives; MODEL and DATA as for `geophone scan`.
+
+    The last line is the accuracy that is left when each image meets the attack that is worst for it.
+    """
+    if out is not None and out.suffix != ".parquet":
+        raise GeophoneError(f"--out {out}: give a file that ends in .parquet.")
+    with _bars() as bars:
+        task = bars.add_task("attacking", total=None)
+        found = attack(
+            *(model, data, attacks),
+            restarts=restarts,
+            every=every,
+            factory=factory,
+            images=images,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            progress=lambda done, steps: bars.update(task, completed=done, total=steps),
+        )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("attack", "robust accuracy", "95 % interval"):
+        table.add_column(heading, overflow="fold")
+    for name, span in found.summary().items():
+        table.add_row(
+            name, *(("not run on all",) if span is None else (f"{span[0]:.4f}", f"{span[1]:.4f}-{span[2]:.4f}"))
+        )
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    if out is not None:
+        with replacing(out) as file:
+            found.frame().write_parquet(file)
+        click.echo(str(out))
 
 
 @cli.command("list")

@@ -44,16 +44,17 @@ class Draws:
 
     def uniform(self, name: str, *shape: int) -> Float[Tensor, "n ..."]:
         """Uniform on [0, 1), float32 of shape `[n, *shape]`; `name` says what for."""
-        bits = self._bits(name, _size(shape))
-        return (((bits >> 40) & 0xFFFFFF).float() * 2.0**-24).reshape(-1, *shape)
+        # The 24 highest bits, which the last step of the finaliser leaves as they are.
+        bits = _multiplied(self._counters(name, _size(shape)))
+        return _shifted(bits, 40, bits).float().mul_(2.0**-24).reshape(-1, *shape)
 
     def normal(self, name: str, *shape: int) -> Float[Tensor, "n ..."]:
         """Standard normal by Box and Muller's transform, float32 of shape `[n, *shape]`. |z| is at most 6.7."""
         size = _size(shape)
-        bits = self._bits(name, (size + 1) // 2)
-        radius = (((bits >> 32) & 0xFFFFFFFF).float() + 0.5).mul_(2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
-        angle = (bits & 0xFFFFFFFF).float().mul_(2.0**-31 * torch.pi)
-        both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+        bits = _mix(self._counters(name, (size + 1) // 2))
+        radius = _shifted(bits, 32).float().add_(0.5).mul_(2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
+        angle = bits.bitwise_and_(0xFFFFFFFF).float().mul_(2.0**-31 * torch.pi)
+        both = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
         return both[:, :size].reshape(-1, *shape)
 
     def child(self, *names: object) -> "Draws":
@@ -63,11 +64,9 @@ class Draws:
     def __getitem__(self, rows: Tensor | slice) -> "Draws":
         return Draws(self.seed, self.index[rows])
 
-    def _bits(self, name: str, size: int) -> Int[Tensor, "n m"]:
-        device = self.index.device
+    def _counters(self, name: str, size: int) -> Int[Tensor, "n m"]:
         start = _mix(self.index * _GOLDEN + key(self.seed, name))
-        counter = torch.arange(1, size + 1, device=device) * _GOLDEN
-        return _mix(start[:, None] + counter)
+        return start[:, None] + torch.arange(1, size + 1, device=self.index.device).mul_(_GOLDEN)
 
 
 def draws(*names: object, index: Int[Tensor, " n"]) -> Draws:
@@ -83,7 +82,19 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """Splitmix64's finaliser; int64 multiplication wraps, and the masks make the shifts logical."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX_2
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+    """Splitmix64's finaliser, in place."""
+    z = _multiplied(z)
+    return z.bitwise_xor_(_shifted(z, 31))
+
+
+def _multiplied(z: Tensor) -> Tensor:
+    """All of splitmix64's finaliser but its last step, in place; int64 multiplication wraps."""
+    spare = torch.empty_like(z)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        z.bitwise_xor_(_shifted(z, shift, spare)).mul_(factor)
+    return z
+
+
+def _shifted(z: Tensor, by: int, out: Tensor | None = None) -> Tensor:
+    """Z shifted right as if it were unsigned."""
+    return torch.bitwise_right_shift(z, by, out=out).bitwise_and_((1 << (64 - by)) - 1)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone import table
-from geophone.data import as_split
+from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import share_interval
 from geophone.perturb import L2, MinimumNormAttack, at_level, grid
@@ -45,6 +45,7 @@ EPS = tuple(2.0**power / 255 for power in range(-2, 8))
 """The default radii of a curve in l∞, from 1/1020 to 128/255, each twice the one before."""
 
 _RESAMPLES = 1000
+_ASKED_TWICE = 32  # images on which two passes are compared
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,12 @@ class Survival:
                 f"{attack} was run only on what the attacks before it left: ask for survival(..., every=True)."
             )
         return _accuracy(column)
+
+    def summary(self) -> dict[str, tuple[float, float, float] | None]:
+        """Accuracy with its interval: clean, under each attack (None where not run on all), and under all attacks."""
+        whole = {name: not bool(column.isnan().any()) for name, column in zip(self.attacks, self.judged.T, strict=True)}
+        each = {name: self.accuracy(name) if whole[name] else None for name in self.attacks}
+        return {"none (clean images)": _accuracy(self.clean), **each, "all of them": self.accuracy()}
 
     def frame(self) -> pl.DataFrame:
         """One row for each example, attack and restart: index, attack, restart, clean, rate, margin, distance."""
@@ -195,7 +202,7 @@ def survival(
     Args:
         model: Images in [0, 1] → logits. On the device where it is; its modes are as before afterwards.
         data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
-        attacks: Perturbations, or text as `grid` reads it.
+        attacks: Perturbations, or text as `grid` reads it, each at the eps that it names or else its default.
         restarts: How often each attack is tried, from different random starts.
         every: Run every attack on all examples that are right when clean, so that each has an accuracy of its own.
             False leaves out what an attack before it fooled: enough for the union, and much faster.
@@ -211,15 +218,16 @@ def survival(
     """
     if restarts < 1:
         raise GeophoneError(f"restarts={restarts}: each attack is run at least once.")
-    chosen = _members(grid(attacks) if isinstance(attacks, str) else attacks)
+    chosen = _members(grid(attacks, levels=False) if isinstance(attacks, str) else attacks)
     if not chosen:
         raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
     parts = []
     split = as_split(data).to(device_of(model))
     steps = -(-len(split) // batch_size)
     with _measuring(model):
+        judge = _Judge.of(model, split, passes)
         for number, batch in enumerate(split.batches(batch_size)):
-            judge = _Judge.of(model, batch, passes, key(seed, "survival", number))
+            reseed(key(seed, "survival", number), split.x.device)
             parts.append(_survive(judge, batch, chosen, restarts, every, seed))
             if progress is not None:
                 progress(number + 1, steps)
@@ -263,7 +271,7 @@ def eps_curve(
 
     >>> eps_curve(model, "fashion_mnist_mini", "LinfPGD(steps=20)").half()
     """
-    one = grid(attack)[0] if isinstance(attack, str) else attack
+    one = grid(attack, levels=False)[0] if isinstance(attack, str) else attack
     if one.level != "eps":
         raise GeophoneError(f"{describe(one)} has no radius eps: a curve over eps needs an attack that has.")
     name = family_name(one)
@@ -275,8 +283,9 @@ def eps_curve(
     steps = -(-len(split) // batch_size)
     parts, minima = [], []
     with _measuring(model):
+        judge = _Judge.of(model, split, passes)
         for number, batch in enumerate(split.batches(batch_size)):
-            judge = _Judge.of(model, batch, passes, key(seed, "eps curve", number))
+            reseed(key(seed, "eps curve", number), split.x.device)
             clean = judge(batch.x, batch.y)[0]
             if judge.passes > 1:
                 holds = _survive(judge, batch, attacks, 1, True, seed)[3]
@@ -304,7 +313,7 @@ def curves(
     progress: Callable[[int, int], None] | None = None,
 ) -> pl.DataFrame:
     """Rows of the table for the curve of each attack, whatever its radius: see `eps_curve` and `Curve.rows`."""
-    named = grid(attacks) if isinstance(attacks, str) else attacks
+    named = grid(attacks, levels=False) if isinstance(attacks, str) else attacks
     kinds = list({family_name(attack): attack for attack in named}.values())
     found: list[dict[str, Any]] = []
     for place, attack in enumerate(kinds):
@@ -327,12 +336,12 @@ class _Judge:
     classes: int
 
     @classmethod
-    def of(cls, model: Model, batch: Batch, passes: int | None, seed: int) -> "_Judge":
-        """Seed the network's own randomness, and ask it twice, to know whether it has any."""
+    def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
+        """Ask the network the same twice, to know whether it answers at random."""
         if passes is not None and passes < 1:
             raise GeophoneError(f"passes={passes}: an example is judged by at least one pass.")
-        reseed(seed, batch.x.device)  # inside `_measuring`, which puts the global state back
-        first, second = logits_of(model, batch.x), logits_of(model, batch.x)
+        some = next(split.rows(torch.arange(min(_ASKED_TWICE, len(split)))).batches(_ASKED_TWICE))
+        first, second = logits_of(model, some.x), logits_of(model, some.x)
         if passes is None:
             passes = 1 if torch.equal(first, second) else PASSES
         return cls(model, passes, first.shape[1])
@@ -349,6 +358,7 @@ class _Judge:
 
 @contextmanager
 def _measuring(model: Model) -> Iterator[None]:
+    """Evaluation mode, full precision, no gradients, and global random states that are put back."""
     with evaluating(model), full_precision(), deterministic(), seeded(0, device_of(model)), torch.no_grad():
         yield
 

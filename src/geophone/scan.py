@@ -10,19 +10,23 @@ import polars as pl
 import torch
 
 from geophone import table
-from geophone.checks import checks
-from geophone.data import ImageData, as_split, load
+from geophone.checks import attack_checks, checks
+from geophone.data import ImageData, Split, as_split, load
 from geophone.errors import GeophoneError
 from geophone.files import make_folder
 from geophone.measure import measure
 from geophone.models import load_model
+from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
 from geophone.record import Reduce, spatial_mean
 from geophone.registry import load_entry_points
 from geophone.report import write_report
+from geophone.robustness import Survival, survival
+from geophone.robustness import curves as radii
 from geophone.types import Model, Perturbation, device_of, usable_device
 
-DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD(steps=10)"
+DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
+DEFAULT_CURVES = "LinfAPGD(steps=20)"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def scan(
     layers: Sequence[str] | None = None,
     out: str | Path | None = None,
     *,
+    curves: str | Sequence[Perturbation] = DEFAULT_CURVES,
     factory: str | None = None,
     images: int | None = None,
     device: str | None = None,
@@ -70,6 +75,7 @@ def scan(
         layers: Layer names or shell patterns; default every activation and block output.
         out: Path of the report, such as `report.html`; its table, figures and provenance go to the folder `report/`
             beside it. A path without `.html` is a folder for all of them. None for no files.
+        curves: Attacks whose robust accuracy is measured over the radius, whatever radius they name; "" for none.
         factory: What makes the network when `model` is a weights file.
         images: How many images, class-balanced; default all.
         device: Where to run; default where the network is.
@@ -85,16 +91,10 @@ def scan(
     >>> scan(my_model, "fashion_mnist_mini", "GaussianNoise, LinfPGD", out="report.html").problems
     """
     started, clock = now(), time.monotonic()
-    load_entry_points()
-    source = load(data) if isinstance(data, str | Path) else data
-    shape: dict[str, Any] = {}
-    if isinstance(source, ImageData) and len(source.train):
-        shape = {"classes": len(source.classes), "mean": source.mean, "std": source.std}
-    made: Model = load_model(model, factory, **shape) if isinstance(model, str | Path) else model
-    if device is not None and isinstance(made, torch.nn.Module):
-        made = made.to(usable_device(device))
-    split = as_split(source)
-    split = split if images is None else split.take(images)
+    made, source, split = _opened(model, data, factory, images, device)
+    drawn: Sequence[Perturbation] = (
+        curves if not isinstance(curves, str) else grid(curves, levels=False) if curves.strip() else []
+    )
     label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
     page, folder = _places(out)
@@ -108,8 +108,11 @@ def scan(
         columns=columns,
         progress=progress,
     )
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    rows = rows.vstack(radii(made, split, drawn, columns=columns, **common))
     classes = len(source.classes) if isinstance(source, ImageData) else None
-    rows = rows.vstack(table.frame({**columns, **row} for row in checks(made, split, rows, classes)))
+    found = [*checks(made, split, rows, classes), *attack_checks(made, split, seed=seed)]
+    rows = rows.vstack(table.frame({**columns, **row} for row in found))
     if folder is None:
         return Scan(rows, None)
     table.write(rows, folder / "table" / "scan.parquet")
@@ -123,6 +126,61 @@ def scan(
         seeds=[seed],
     )
     return Scan(rows, write_report(folder, page))
+
+
+def attack(
+    model: Model | str | Path,
+    data: Any,
+    attacks: str | Sequence[Perturbation],
+    *,
+    restarts: int = 1,
+    every: bool = True,
+    factory: str | None = None,
+    images: int | None = None,
+    device: str | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Survival:
+    """Which images of a network survive which attacks: `survival` for whatever `scan` takes as network and data.
+
+    Args:
+        model: As for `scan`.
+        data: As for `scan`.
+        attacks: Names, families or calls, or perturbation objects; an ensemble is run as its members.
+        restarts: As for `survival`.
+        every: As for `survival`.
+        factory: As for `scan`.
+        images: As for `scan`.
+        device: As for `scan`.
+        batch_size: Images per batch.
+        seed: Keys everything random.
+        progress: Called with (steps done, steps in all).
+
+    Raises:
+        GeophoneError: what was given cannot be used; the message says what, where and what to do.
+
+    >>> attack("my.py:model", "fashion_mnist_mini", "LinfAutoAttack(eps=8/255)").accuracy()
+    """
+    made, _, split = _opened(model, data, factory, images, device)
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    return survival(made, split, attacks, restarts=restarts, every=every, **common)
+
+
+def _opened(
+    model: Model | str | Path, data: Any, factory: str | None, images: int | None, device: str | None
+) -> tuple[Model, Any, Split]:
+    """The network where it is to run, the data as they were given or loaded, and the images to use."""
+    load_entry_points()
+    source = load(data) if isinstance(data, str | Path) else data
+    shape: dict[str, Any] = {}
+    if isinstance(source, ImageData) and len(source.train):
+        shape = {"classes": len(source.classes), "mean": source.mean, "std": source.std}
+    made: Model = load_model(model, factory, **shape) if isinstance(model, str | Path) else model
+    if device is not None and isinstance(made, torch.nn.Module):
+        made = made.to(usable_device(device))
+    split = as_split(source)
+    return made, source, split if images is None else split.take(images)
 
 
 def _places(out: str | Path | None) -> tuple[Path | None, Path | None]:

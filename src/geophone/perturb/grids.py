@@ -11,17 +11,19 @@ from geophone.types import Perturbation
 _BETWEEN_NAMES = r"\s*,\s*(?=[A-Za-z_]\w*\s*(?:[(,]|$))"  # a comma before `Name`, not before `field=`
 
 
-def grid(spec: str) -> list[Perturbation]:
+def grid(spec: str, levels: bool = True) -> list[Perturbation]:
     """Perturbations from a comma-separated list of names, families and calls, each once and in order.
 
     - `GaussianNoise`: one for each default level; `LinfPGD(steps=20)` likewise, with that field set.
     - `GaussianNoise(std=0.2)`: the level is given, so just this one.
     - `noise`, `corruption`, `attack`: everything registered in that family, a plug-in's too; `all`: everything.
 
+    With `levels=False` each comes once, at the level that is given or else the one that it has by default.
+
     Raises:
         GeophoneError: a name is unknown, or a call can't be read.
     """
-    found = [one for part in re.split(_BETWEEN_NAMES, spec.strip()) for one in _expand(part)]
+    found = [one for part in re.split(_BETWEEN_NAMES, spec.strip()) for one in _expand(part, levels)]
     return list(dict.fromkeys(found))
 
 
@@ -35,14 +37,14 @@ def at_level(perturbation: Perturbation, level: int | float) -> Perturbation:
     return replace(thing, **{thing.level: same_type if same_type == level else level})
 
 
-def _expand(part: str) -> list[Perturbation]:
+def _expand(part: str, levels: bool) -> list[Perturbation]:
     made: dict[str, Any] = dict(PERTURBATIONS.items())
     families = {one.family for one in made.values()}
     if part == "all" or part in families:
-        return [one for name in made if part in ("all", made[name].family) for one in _expand(name)]
+        return [one for name in made if part in ("all", made[name].family) for one in _expand(name, levels)]
     name, given = parse_call(part, "perturbation")
     if name not in made:
         remedy = "`geophone list perturbations` shows all of them."
         raise unknown("perturbation", name, [*made, *sorted(families), "all"], remedy)
     one = PERTURBATIONS.build(part)
-    return [one] if one.level in given else [at_level(one, level) for level in one.levels]
+    return [one] if one.level in given or not levels else [at_level(one, level) for level in one.levels]

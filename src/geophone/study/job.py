@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,9 @@ from geophone.models.load import save_network
 from geophone.perturb import grid
 from geophone.record import REDUCTIONS
 from geophone.registry import METRICS, MODELS, RECIPES, parse_call
+from geophone.robustness import curves
 from geophone.train import Training, fit, initialised
-from geophone.types import describe
+from geophone.types import describe, family_name
 
 VERSION = 1
 """Part of every job's id: raised when the same job would give other rows."""
@@ -43,6 +45,7 @@ class Job:
         reduce: How a response becomes one number per unit.
         images: How many test images to measure, class-balanced; default all.
         batch_size: Images per batch while measuring.
+        curves: Attacks as code whose robust accuracy is measured over the radius; theirs is left out.
     """
 
     dataset: str
@@ -56,6 +59,7 @@ class Job:
     reduce: str = "spatial_mean"
     images: int | None = None
     batch_size: int = 256
+    curves: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -87,7 +91,8 @@ class Job:
         if self.reduce not in REDUCTIONS:
             raise unknown("reduction", self.reduce, REDUCTIONS)
         shakes = dict.fromkeys(describe(p) for text in self.perturbations for p in grid(text))
-        return replace(self, perturbations=tuple(shakes), metrics=metrics)
+        named = dict.fromkeys(family_name(p) for text in self.curves for p in grid(text, levels=False))
+        return replace(self, perturbations=tuple(shakes), metrics=metrics, curves=tuple(named))
 
 
 def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:
@@ -114,24 +119,33 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     history = fit(model, data, recipe, job.training, seed=job.seed, checkpoint=checkpoint, progress=stage("training"))
     save_network(model, folder, name, arguments)
     best = max(history, key=lambda record: record["accuracy"]) if len(data.val) else history[-1]
-    columns = {
+    columns: dict[str, Any] = {
         "job": job.id,
         "dataset": data.name,
         "model": job.model,
         "recipe": job.recipe,
         "seed": job.seed,
     }
+    measured = {**columns, "epoch": int(best["epoch"])}
+    images = data.test if job.images is None else data.test.take(job.images)
     rows = measure(
         model,
-        data.test if job.images is None else data.test.take(job.images),
+        images,
         [p for text in job.perturbations for p in grid(text)],
         job.layers,
         job.metrics,
         batch_size=job.batch_size,
         reduce=REDUCTIONS[job.reduce],
         seed=job.seed,
-        columns={**columns, "epoch": int(best["epoch"])},
+        columns=measured,
         progress=stage("measuring"),
+    )
+    radii = curves(
+        *(model, images, [p for text in job.curves for p in grid(text, levels=False)]),
+        batch_size=job.batch_size,
+        seed=job.seed,
+        columns=measured,
+        progress=stage("curves over eps"),
     )
     course = table.frame(
         {**columns, "epoch": int(record["epoch"]), "metric": metric, "value": record[key], "n": n}
@@ -141,6 +155,8 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
             ("validation_accuracy", "accuracy", len(data.val)),
         )
     )
-    table.write(rows.vstack(course), shard)
+    table.write(rows.vstack(radii).vstack(course), shard)
     checkpoint.unlink(missing_ok=True)
+    if finished := stage("done"):
+        finished(1, 1)
     return shard

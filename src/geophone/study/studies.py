@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import STUDIES, load_file
+from geophone.scores import GROUPS
 from geophone.study.job import Job
 from geophone.train import Training
 
@@ -106,16 +107,15 @@ class Demo:
                 training=setting["training"],
                 perturbations=setting["perturbations"],
                 images=setting["images"],
+                curves=setting["curves"],
             )
             for seed in seeds
             for recipe in recipes
         ]
 
 
-_NATURAL = (
-    *("GaussianNoise", "UniformNoise", "SaltAndPepper"),
-    *("Brightness", "Contrast", "GaussianBlur", "Pixelate"),
-)
+_NOISE = ("GaussianNoise", "UniformNoise", "SaltAndPepper")
+_CORRUPTIONS = tuple(name for group in GROUPS.values() for name in group)
 
 _DEMO: dict[str, dict[str, Any]] = {
     "demo": {
@@ -124,8 +124,13 @@ _DEMO: dict[str, dict[str, Any]] = {
         "model": "small_cnn(width=8)",
         "training": Training(epochs=3),
         "adversarial": "Adversarial(eps=0.05, steps=3)",
-        "images": 800,
-        "perturbations": (*_NATURAL, "FGSM", *(f"LinfPGD(eps={eps}/255, steps=10)" for eps in (2, 4, 8))),
+        "images": 600,
+        "perturbations": (
+            *_NOISE,
+            *(f"{name}(severity={severity})" for name in _CORRUPTIONS for severity in (1, 3, 5)),
+            *("FGSM", "LinfPGD(eps=2/255)", "LinfPGD(eps=8/255)"),
+        ),
+        "curves": ("LinfPGD",),
     },
     "small": {
         "seeds": 5,
@@ -134,7 +139,8 @@ _DEMO: dict[str, dict[str, Any]] = {
         "training": Training(epochs=10, crop=2),
         "adversarial": "Adversarial(eps=0.05, steps=7)",
         "images": None,
-        "perturbations": (*_NATURAL, "FGSM", "LinfPGD(steps=20)", "L2PGD(steps=20)"),
+        "perturbations": (*_NOISE, *_CORRUPTIONS, "FGSM", "LinfPGD(steps=20)", "L2PGD(steps=20)"),
+        "curves": ("LinfAPGD(steps=20)", "L2APGD(steps=20)"),
     },
     "full": {
         "seeds": 10,
@@ -143,6 +149,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "training": Training(epochs=30, batch_size=256, crop=4, flip=True),
         "adversarial": "Adversarial(eps=0.05, steps=7)",
         "images": None,
-        "perturbations": (*_NATURAL, "FGSM", "LinfPGD(steps=40)", "L2PGD(steps=40)"),
+        "perturbations": (*_NOISE, *_CORRUPTIONS, "FGSM", "LinfPGD(steps=40)", "L2PGD(steps=40)"),
+        "curves": ("LinfAPGD", "L2APGD", "LinfSquare"),
     },
 }

@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent that chooses its own steps, in the l∞, l2 and l1 ball, with and without targets."""
+"""Auto-PGD: projected gradient ascent that chooses its own step size, in the l∞, l2 and l1 ball."""
 
 import math
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
 from geophone.types import Model
 
-ONWARD = 0.75
-"""The share of a step that goes where the gradient points; the rest repeats the step before."""
+MOMENTUM = 0.25
+"""The share of a step that repeats the step before; the rest goes where the gradient points."""
 
 RISES = 0.75
-"""The share of steps since the last checkpoint that must raise the loss, or the step size is halved."""
+"""The share of steps since the last checkpoint that must be exceeded by those that raised the loss."""
 
 DENSEST = 0.2
 """The largest share of values that the first l1 steps change."""
@@ -68,13 +68,13 @@ def apgd(
         z  = inside(x_i + η·steepest(∇ loss))
         x' = inside(x_i + ¾(z - x_i) + ¼(x_i - x_{i-1}))
 
-    η begins at 2·eps and is halved, and the run goes back to its highest point, at checkpoints where fewer than ¾ of the
-    steps since the last one raised the loss, or where neither η nor the highest loss has changed since. Checkpoints are
-    as in the authors' code: 22 % of the steps to the first, each next interval 3 % shorter, and at least 6 %.
+    η begins at 2·eps. At checkpoints it is halved, and the run goes back to its highest point, where at most ¾ of the
+    steps since the last checkpoint raised the loss, or where neither η nor the highest loss has changed since then.
+    Checkpoints are as in the authors' code: 22 % of the steps to the first, each next interval 3 % shorter, to 6 %.
 
     In l1, a step has no momentum and changes only the values with the largest gradients, 1.5 times fewer than the best
-    perturbation has. Every 4 % of the steps, where that has become sparser by 5 %, η is set to eps and the run goes back
-    to its highest point; elsewhere η falls by 1.5, to eps/10 at least.
+    perturbation does. Every 4 % of the steps, where that has become sparser by 5 %, η is set to eps and the run goes
+    back to its highest point; elsewhere η is divided by 1.5, down to eps/10.
 
     Costs `steps` + 1 forward and `steps` backward passes, times the draws of `ascent`.
 
@@ -117,7 +117,7 @@ class _Run:
         self.norm, self.eps, self.steps = norm, eps, steps
         self.rows = torch.arange(len(x), device=x.device)
         self.x, self.y, self.target = x, y, target
-        self.at, self.before = start, None
+        self.at, self.before, self.momentum = start, start, 0.0
         self.highest, self.furthest = start, start
         self.gradient, self.gradient_at_highest = torch.zeros_like(x), torch.zeros_like(x)
         self.loss = x.new_full((len(x),), math.inf)
@@ -172,10 +172,9 @@ class _Run:
     def step(self) -> None:
         """Take a step."""
         moved = self.norm.inside(self.at + self.step_size * self.norm.steepest(self.gradient), self.x, self.eps)
-        if self.before is not None:
-            moved = ONWARD * (moved - self.at) + (1 - ONWARD) * (self.at - self.before) + self.at
-            moved = self.norm.inside(moved, self.x, self.eps)
-        self.before, self.at = self.at, moved
+        moved = self.at + (1 - self.momentum) * (moved - self.at) + self.momentum * (self.at - self.before)
+        self.before, self.at = self.at, self.norm.inside(moved, self.x, self.eps)
+        self.momentum = MOMENTUM
 
     def go_back(self, where: Bool[Tensor, " n"]) -> None:
         """Return to the highest point."""
@@ -263,9 +262,7 @@ class _APGD(Attack):
     def climb(self, ascent: Ascent, x: Tensor, y: Tensor, rng: Draws, target: Tensor | None, stop: bool) -> Climb:
         """One run from a random start in the ball."""
         start = self.norm.inside(x + self.eps * self.norm.uniform(rng, x), x, self.eps)
-        return apgd(
-            *(ascent, x, y, start), norm=self.norm, eps=self.eps, steps=self.steps, target=target, stop=stop
-        )
+        return apgd(*(ascent, x, y, start), norm=self.norm, eps=self.eps, steps=self.steps, target=target, stop=stop)
 
     def _to_targets(self, ascent: Ascent, x: Tensor, y: Tensor, rng: Draws, stop: bool) -> Tensor:
         """One run to each target; of each example the run with the largest margin."""
@@ -290,9 +287,9 @@ class _APGD(Attack):
 class LinfAPGD(_APGD):
     """Auto-PGD in the l-infinity ball: signed steps with momentum and a step size that halves when it stops helping.
 
-    From a random start. Of all places where it was, the result is the one with the largest margin where one fooled the
-    network, else the one with the highest loss. See `apgd` for the steps. Costs `steps` + 1 forward and `steps` backward
-    passes, and that for each target.
+    From a random start; see `apgd` for the steps. The result is, of all iterates, the one with the largest margin
+    max_{j≠y} z_j - z_y if any fooled the network, else the one with the highest loss. Costs `steps` + 1 forward and
+    `steps` backward passes; with targets that for each, and a forward pass.
 
     Attributes:
         eps: Largest change of a value, in [0, 1].

@@ -16,6 +16,9 @@ from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
 from geophone.types import Model
 
+NUDGE = 1e-4
+"""What the authors' code adds to the length of each step, so that a search doesn't end in ever shorter ones."""
+
 
 @dataclass(frozen=True)
 class _DeepFool(MinimumNormAttack):
@@ -42,14 +45,16 @@ class _DeepFool(MinimumNormAttack):
             direction = self.norm.steepest(gradient)
             slope = (gradient * direction).flatten(1).sum(1)
             # No move within [0, 1] is longer, in any norm, than there are values.
-            length = (missing / slope).nan_to_num(0).mul(1 + self.overshoot).clamp(0, moved[0].numel())
+            length = (missing / slope).nan_to_num(0).add(NUDGE).mul(1 + self.overshoot).clamp(0, moved[0].numel())
             return logits, (moved + column(length, moved) * direction).clamp_(0, 1)
 
         found = until_fooled(step, x, y, x, self.steps)
         boundaries.check()
         with torch.no_grad():
-            fooled = margin(model(found), y) > 0
-        return torch.where(column(fooled, x), found, x)
+            fooled = column(margin(model(found), y) > 0, x)
+            found = torch.where(fooled, found, (x + (1 + self.overshoot) * (found - x)).clamp(0, 1))
+            fooled = column(margin(model(found), y) > 0, x)
+        return torch.where(fooled, found, x)
 
 
 @PERTURBATIONS.register

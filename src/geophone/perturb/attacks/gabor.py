@@ -19,7 +19,7 @@ SIZE = 23
 """Side of a Gabor kernel in pixels."""
 
 SOFT = 1e-3
-"""How far from black and white the texture stays: values near the mean are pushed to ±1 over this share of the largest."""
+"""The share of the largest value at which a value is pushed half way to the largest: near 0 there are two values."""
 
 
 @PERTURBATIONS.register
@@ -32,12 +32,15 @@ class GaborAttack(LayerAttack):
     The p_i are random pixels, `density` of them. Each image has a kernel of its own: 1 to 10 Gabor functions of one
     Gaussian (deviation 0.1 to 0.4 of the kernel's 23 pixels) and one frequency (3 to 5.75 periods in them), turned by
     equal angles, and summed. `texture` pushes the sum towards two values, v·(1 + c)/(c + |v|) with c = 0.001 and v the
-    difference from the mean over its largest, and stretches it to [0, 1]: it only brightens. Its scales are held constant
-    in the gradient. The intensities begin uniform, and climb the loss by signed steps.
+    difference from the mean over its largest, and stretches it to [0, 1]: it only brightens. Its scales are held
+    constant in the gradient. The intensities begin uniform, and climb the loss by signed steps.
+
+    The authors' code moves the pixels without a kernel instead, by an inverted mask that their later code puts right;
+    `density=13/14` comes near it.
 
     Attributes:
-        eps: Largest change of a value, in units of images in [0, 1]: 75/255 for the paper's 75. Above 1 most of the image
-            is covered.
+        eps: Largest change of a value, in units of images in [0, 1]: 75/255 for the 75 of the authors' code. Above 1
+            the texture's bright parts cover the image.
         steps: How many steps, at least 1.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
         draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
@@ -63,7 +66,7 @@ class GaborAttack(LayerAttack):
 
     def layer(self, x: Tensor, rng: Draws) -> tuple[Tensor, Laid]:
         """Random intensities at random places, and a random kernel for each image."""
-        n, _, h, w = x.shape
+        h, w = x.shape[-2:]
         count = max(1, round(self.density * h * w))
         places = rng.uniform("places", h * w).topk(count, dim=1).indices
         kernels = gabor_kernels(rng).to(x.dtype)

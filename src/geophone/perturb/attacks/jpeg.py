@@ -51,11 +51,11 @@ class JpegAttack(LayerAttack):
 
         x' = clip(x + decoded(z)/255, 0, 1),   ‖z‖ ≤ eps
 
-    `decoded` is a JPEG decoder without rounding, which is linear: z times half the quantisation steps of quality 50, the
-    inverse discrete cosine transform of 8 × 8 blocks, chrominance at half the resolution (4:2:0), and from YCbCr to RGB.
-    Images that haven't three channels are coded as luminance, channel by channel. The unit is half a step because that
-    is what JPEG itself may do: a file of quality 50 is within eps = 1 in l∞ of its image. The authors' code has the same
-    unit and no rounding either; here the image itself isn't coded, so that eps = 0 changes nothing.
+    `decoded` is a JPEG decoder without rounding, which is linear: z times half the quantisation steps of quality 50,
+    the inverse discrete cosine transform of 8 × 8 blocks, chrominance at half the resolution (4:2:0), and from YCbCr to
+    RGB. Images that haven't three channels are coded as luminance, channel by channel. The unit is half a step because
+    that is what JPEG itself may do: a grey file of quality 50 is within eps = 1 in l∞ of its image. The authors' code
+    has the same unit and doesn't round either; here the image itself isn't coded, so that eps = 0 changes nothing.
 
     Attributes:
         eps: Radius of the ball, in half quantisation steps of quality 50, at least 0.

@@ -21,9 +21,9 @@ Laid = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LayerAttack(Attack):
-    """An attack that climbs the loss in the parameters of a layer, not in the pixels; subclasses say which layer.
+    """An attack that climbs the loss in the parameters z of a layer, not in the pixels; subclasses say which layer.
 
-        z ← onward(z, ∂ loss / ∂z),   `steps` times;   x' = laid(z)
+    `steps` times z ← onward(z, ∂ loss / ∂z); then x' = laid(z).
     """
 
     steps: int = 10
@@ -80,7 +80,7 @@ def brightness(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
 
 
 def own_kernels(images: Float[Tensor, "n k h w"], kernels: Float[Tensor, "n k a b"]) -> Float[Tensor, "n 1 h w"]:
-    """Each image's k channels convolved with k kernels of its own (odd and point-symmetric) and summed; zero outside."""
+    """Each image's k channels convolved with k (odd, point-symmetric) of its own and summed; 0 outside."""
     n, k, h, w = images.shape
     padding = (kernels.shape[2] // 2, kernels.shape[3] // 2)
     whole = torch.nn.functional.conv2d(images.reshape(1, n * k, h, w), kernels, padding=padding, groups=n)

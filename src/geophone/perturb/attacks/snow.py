@@ -40,8 +40,8 @@ class SnowAttack(LayerAttack):
 
     Seven layers of flakes, one every four pixels along each axis. A flake is a streak with a random direction, length
     and width, the same in all of a layer. The intensities z climb the loss by signed steps; their mean over a layer's
-    squares of 8 × 8 flakes stays at most `budget`. They begin at exp(-u/budget), u uniform: with all at 0 there would be
-    no gradient.
+    squares of 8 × 8 flakes stays at most `budget`. They begin at exp(-u/budget), u uniform: with all at 0 there would
+    be no gradient.
 
     Every eps above 0 bleaches alike: accuracy does not tend to the clean one for eps → 0 unless `discolor` is 0.
 
@@ -104,8 +104,8 @@ def flake_kernels(rng: Draws) -> Float[Tensor, "n 7 13 13"]:
     """Seven streaks for each image, as falling snow looks while the shutter is open.
 
     A streak goes through the centre, to ±(2 … 6) pixels along either axis, with a width of about 1.5, 2.5 or 3.5
-    pixels (60, 30 and 10 % of them) and soft edges, 1 at its core, blurred by a Gaussian of 0.41 to 0.6 pixels. All of an
-    image lean to one side.
+    pixels (60, 30 and 10 % of them) and soft edges, 1 at its core, blurred by a Gaussian of 0.41 to 0.6 pixels. All of
+    an image lean to one side.
     """
     n, layers = len(rng.index), len(PLACES)
     draw = rng.uniform("flakes", layers, 4)[..., None, None]

@@ -26,17 +26,17 @@ class TranslationRotation(Attack):
 
         x' = the image turned about its centre by a, then moved by (r, d),   |a| ≤ eps·degrees,  |r|, |d| ≤ eps·pixels
 
-    Tried is a regular grid with the edges of these ranges, or `tries` random transformations of each image. The one with
-    the largest margin max_{j≠y} z_j - z_y is taken: one that fools the network if any does. Between pixels values are
-    bilinear; outside the image they are 0. Costs one forward pass for each transformation, and no gradient.
+    Tried is a regular grid with the edges of these ranges, or `tries` random transformations of each image. The one
+    with the largest margin max_{j≠y} z_j - z_y is taken: one that fools the network if any does. Between pixels
+    values are bilinear; outside the image they are 0. Costs one forward pass for each transformation, and no gradient.
 
     Attributes:
         eps: Share of the ranges that is used; 0 leaves the image alone.
         pixels: Largest translation along each axis, at eps = 1.
         degrees: Largest rotation to either side, at eps = 1.
         translations: Values on the grid for each of the two axes.
-        rotations: Values on the grid for the rotation; 31 in the paper. The grid has translations²·rotations points, the
-            image itself among them where both are odd.
+        rotations: Values on the grid for the rotation; 31 in the authors' code. The grid has translations²·rotations
+            points, the image itself among them where both are odd.
         tries: How many random transformations are tried in place of the grid; 0 for the grid.
 
     References:

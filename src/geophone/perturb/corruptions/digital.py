@@ -135,14 +135,9 @@ class pixelate(Corruption):  # noqa: N801
         """The corrupted images before clipping and quantisation."""
         height, width = x.shape[2:]
         level = (x * 255).to(torch.promote_types(x.dtype, torch.float32))
-        for axis, size in (
-            (3, max(1, int(width * constants))),
-            (2, max(1, int(height * constants))),
-            (3, width),
-            (2, height),
-        ):
-            level = _box_resize(level, size, axis)
-        return level.div_(255)
+        small = _box_resize(level, max(1, int(width * constants)), 3)
+        small = _box_resize(small, max(1, int(height * constants)), 2).div_(255)
+        return _box_resize(_box_resize(small, width, 3), height, 2)
 
 
 def _to_hsv(

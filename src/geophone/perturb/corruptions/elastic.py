@@ -71,23 +71,23 @@ class elastic_transform(Corruption):  # noqa: N801 - the published name
 
 def _affine(height: int, width: int, jitter: float, rng: Draws) -> Float[Tensor, "n h w 2"]:
     """Where each pixel comes from when an affine map moves three points of the image: (x, y), -1 and 1 the outer pixels."""
-    device = rng.index.device
+
+    def row(*values: float) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=rng.index.device)
+
     arm = max(1, min(height, width) // 3)
-    center = torch.tensor([width // 2, height // 2], dtype=torch.float64, device=device)
-    points = torch.tensor([[1, 1], [1, -1], [-1, -1]], dtype=torch.float64, device=device) * arm + center
+    points = row(1, 1, 1, -1, -1, -1).view(3, 2) * arm + row(width // 2, height // 2)
     moved = points + (2 * rng.uniform("points", 3, 2).double() - 1) * jitter
-    # The inverse map takes the corner of the moved triangle to the corner, its legs to (0, 2·arm) and (2·arm, 0).
-    ax, ay = (moved[:, 0] - moved[:, 1]).unbind(1)
-    bx, by = (moved[:, 1] - moved[:, 2]).unbind(1)
-    scale = 2 * arm / (ax * by - ay * bx)
-    columns, rows = (torch.arange(size, dtype=torch.float64, device=device) for size in (width, height))
-    grid = torch.empty(len(moved), height, width, 2, device=device)
-    for axis, (across, down, size) in enumerate(((-ay, ax, width), (by, -bx, height))):
-        along_x = (scale * across)[:, None] * (columns - moved[:, 1, :1])
-        along_y = (scale * down)[:, None] * (rows - moved[:, 1, 1:]) + points[1, axis]
-        unit = 2 / max(size - 1, 1)
-        torch.add((along_x * unit).float()[:, None, :], (along_y * unit - 1).float()[:, :, None], out=grid[..., axis])
-    return grid
+    # The inverse map takes the moved triangle's second point back, and its legs a, b to (0, 2·arm) and (2·arm, 0).
+    a, b = (moved[:, :2] - moved[:, 1:]).unbind(1)
+    unit = row(2 / max(width - 1, 1), 2 / max(height - 1, 1))
+    scale = unit * (2 * arm / (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]))[:, None]
+    by_column = torch.stack([-a[:, 1], b[:, 1]], 1).mul_(scale)[:, :, None]
+    by_row = torch.stack([a[:, 0], -b[:, 0]], 1).mul_(scale)[:, :, None]
+    columns, rows = (torch.arange(size, device=rng.index.device) for size in (width, height))
+    across = by_column * (columns - moved[:, 1, :1])[:, None]
+    down = by_row * (rows - moved[:, 1, 1:])[:, None] + (points[1] * unit - 1)[:, None]
+    return (across.float()[:, :, None, :] + down.float()[:, :, :, None]).permute(0, 2, 3, 1)
 
 
 def _displaced(height: int, width: int, amplitude: float, sigma: float, rng: Draws) -> Float[Tensor, "n h w 2"]:
@@ -95,15 +95,13 @@ def _displaced(height: int, width: int, amplitude: float, sigma: float, rng: Dra
     device = rng.index.device
     # Whole numbers of up to 20 bits times weights of 32 bits that sum to 1: float64 holds every sum exactly, so a matrix
     # product may add in any order and an image's result does not depend on its batch.
-    noise = rng.uniform("field", 2, height, width).mul_(2).sub_(1).double().mul_(2**20).round_()
-    smooth = torch.round(noise @ _smoothing(width, sigma, device).T)
+    noise = rng.uniform("field", 2, height, width).mul_(2).sub_(1).mul_(2**20).round_().double()
+    smooth = (noise @ _smoothing(width, sigma, device).T).round_()
     smooth = _smoothing(height, sigma, device) @ smooth
-    grid = torch.empty(len(smooth), height, width, 2, device=device)
     for axis, size in enumerate((width, height)):
         place = torch.arange(1, 2 * size, 2, dtype=torch.float64, device=device) / size - 1
-        shift = smooth[:, axis].mul_(2**-20 * amplitude * 2 / size)
-        torch.add(shift, place if axis == 0 else place[:, None], out=grid[..., axis])
-    return grid
+        smooth[:, axis].mul_(2**-20 * amplitude * 2 / size).add_(place if axis == 0 else place[:, None])
+    return smooth.float().permute(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=16)

@@ -8,12 +8,16 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import grey
 from geophone.perturb.corruptions.filters import clipped_zoom, motion_blur
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
+
+ONE_FIELD = 1 << 19
+"""`Corruption.chunk` where most of the work is on one field for all channels: measured at 32, 64 and 224 pixels."""
 
 
 @PERTURBATIONS.register
@@ -31,13 +35,14 @@ class fog(Corruption):
         "tiny_imagenet": ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
         "imagenet": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     }
+    chunk: ClassVar[int] = ONE_FIELD
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The foggy images."""
         amount, decay = constants
         size = max(2, 1 << (max(x.shape[2:]) - 1).bit_length())
         wobble = rng.uniform("plasma", size * size - 1).mul_(2).sub_(1)
-        return foggy(x, plasma(wobble, decay).to(x.dtype), amount)
+        return foggy(x, plasma(wobble, decay), amount)
 
 
 def plasma(wobble: Float[Tensor, "n m"], decay: float) -> Float[Tensor, "n s s"]:
@@ -57,21 +62,21 @@ def plasma(wobble: Float[Tensor, "n m"], decay: float) -> Float[Tensor, "n s s"]
     scale = 1.0
     while (k := grid.shape[1]) < side:
         middle, across, down = (scale * wobble[:, k * k - 1 : 4 * k * k - 1].view(n, 3, k, k)).unbind(1)
-        beside, below = grid.roll(-1, 2), grid.roll(-1, 1)
-        middle = middle + (grid + beside + below + below.roll(-1, 2)) / 4
-        across = across + (grid + beside + middle + middle.roll(1, 1)) / 4
-        down = down + (grid + below + middle + middle.roll(1, 2)) / 4
+        ends = grid + grid.roll(-1, 1)
+        middle += (ends + ends.roll(-1, 2)).div_(4)
+        across += (grid + grid.roll(-1, 2)).add_(middle).add_(middle.roll(1, 1)).div_(4)
+        down += ends.add_(middle).add_(middle.roll(1, 2)).div_(4)
         rows = torch.stack((torch.stack((grid, across), 3), torch.stack((down, middle), 3)), 2)
         grid = rows.view(n, 2 * k, 2 * k)
         scale /= decay**2
-    grid = grid - grid.amin((1, 2), keepdim=True)
+    grid -= grid.amin((1, 2), keepdim=True)
     return grid.div_(grid.amax((1, 2), keepdim=True))
 
 
 def foggy(x: Float[Tensor, "n c h w"], fractal: Float[Tensor, "n s s"], amount: float) -> Float[Tensor, "n c h w"]:
     """Images behind fog of a given fractal."""
     most = x.amax((1, 2, 3), keepdim=True)
-    return (x + amount * fractal[:, None, : x.shape[2], : x.shape[3]]).mul_(most / (most + amount))
+    return (x + amount * fractal[:, None, : x.shape[2], : x.shape[3]]) * (most / (most + amount))
 
 
 @PERTURBATIONS.register
@@ -108,13 +113,14 @@ class snow(Corruption):
             (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
         ),
     }
+    chunk: ClassVar[int] = ONE_FIELD
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The snowy images."""
-        mean, deviation, *flake, kept = constants
+        mean, deviation, magnification, threshold, radius, sigma, kept = constants
         noise = rng.normal("flakes", 1, *x.shape[2:]).mul_(deviation).add_(mean)
         angle = rng.uniform("wind").mul_(90).sub_(135)
-        return snowy(x, flakes(noise, *flake, angle).to(x.dtype), kept)
+        return snowy(x, flakes(noise, magnification, threshold, radius, sigma, angle), kept)
 
 
 def flakes(
@@ -127,11 +133,11 @@ def flakes(
 ) -> Float[Tensor, "n 1 h w"]:
     """Snowflakes from noise, in 256 levels as the original stores them before and after the blur."""
     layer = clipped_zoom(noise, magnification)
-    layer = layer.where(layer >= threshold, 0).clamp_(0, 1).mul_(255).floor_()
+    layer = hardshrink(layer.clamp_(0, 1), threshold).mul_(255).floor_()
     return motion_blur(layer, radius, sigma, angle).round_().div_(255)
 
 
 def snowy(x: Float[Tensor, "n c h w"], flakes: Float[Tensor, "n 1 h w"], kept: float) -> Float[Tensor, "n c h w"]:
     """Images under given flakes: `kept` is the share of the image that isn't whitened."""
     white = torch.maximum(x, 1.5 * grey(x) + 0.5)
-    return (kept * x).add_((1 - kept) * white).add_(flakes).add_(flakes.flip(2, 3))
+    return kept * x + white.mul_(1 - kept) + (flakes + flakes.flip(2, 3))

@@ -1,19 +1,19 @@
-"""`python -m benchmarks [recording memory attack training] [--threads N] [--repeats N] [--device cuda]`."""
+"""`python -m benchmarks [recording memory attack training corruptions] [--threads N] [--repeats N] [--device cuda]`."""
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.compare import machine, peak_mib, ratio, seconds
+from benchmarks.attacks import attack
+from benchmarks.compare import HEAD, machine, peak_mib, ratio, seconds
+from benchmarks.corruptions import corruptions
 from geophone.data import ImageData, Split, fashion_mnist_mini
 from geophone.measure import measure
 from geophone.models import resnet20, small_cnn
-from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.rng import draws, stream
+from geophone.perturb import GaussianNoise
+from geophone.rng import stream
 from geophone.train import SelectivityRegularised, Standard, Training, fit, initialised
-
-HEAD = "| what | ratio, median | spread | repeats | bare | aim |\n|---|---|---|---|---|---|"
 
 
 def network(data: ImageData, device: str, make=resnet20) -> nn.Module:
@@ -71,26 +71,6 @@ def memory(repeats: int, device: str) -> None:
     print(f"60,000 images, clean and one noise, all metrics: {ours:.0f} s over {bare:.0f} s bare = {ours / bare:.2f}")
 
 
-def attack(repeats: int, device: str) -> None:
-    data = fashion_mnist_mini()
-    (batch,) = data.test.take(120).to(device).batches(120)
-    pgd = LinfPGD(eps=8 / 255, steps=20)
-    rng = draws(0, "attack", index=batch.index)
-    print(HEAD)
-    for name, make in (("ResNet20", resnet20), ("small_cnn", small_cnn)):
-        model = network(data, device, make)
-
-        def bare(model: nn.Module = model) -> None:
-            for _ in range(20):
-                x = batch.x.clone().requires_grad_()
-                torch.autograd.grad(cross_entropy(model(x), batch.y, reduction="sum"), x)
-
-        def ours(model: nn.Module = model) -> Tensor:
-            return pgd(batch.x, batch.y, model, rng)
-
-        print(ratio(f"LinfPGD-20, {name}, 120 images, over 20 bare forward + backward passes", ours, bare, repeats))
-
-
 def training(repeats: int, device: str) -> None:
     data = fashion_mnist_mini().to(device)
     part = ImageData(data.name, data.classes, data.train.take(2560), data.val.rows(torch.arange(0)), data.test)
@@ -114,7 +94,7 @@ def training(repeats: int, device: str) -> None:
         print(ratio(f"one epoch of {recipe}, small_cnn, 2,560 images, over a bare loop", ours, bare, repeats))
 
 
-ALL = {f.__name__: f for f in (recording, memory, attack, training)}
+ALL = {f.__name__: f for f in (recording, memory, attack, training, corruptions)}
 
 
 @click.command()

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.compare import ratio
-from geophone.data import ImageData, Split
+from benchmarks.compare import HEAD, ratio
+from geophone.data import ImageData, Split, fashion_mnist_mini
 from geophone.models import resnet20, small_cnn
 from geophone.perturb import LinfAPGD, LinfPGD
 from geophone.perturb.attacks.fold import folded
@@ -36,7 +37,8 @@ def radius(model: nn.Module, split: Split) -> float:
     return found[0]
 
 
-def attack(data: ImageData, repeats: int, device: str, head: str) -> None:
+def attack(repeats: int, device: str) -> None:
+    data = fashion_mnist_mini()
     split = data.test.take(128).to(device)
     (batch,) = split.batches(128)
     for name, make in (("ResNet20", resnet20), ("small_cnn", small_cnn)):
@@ -45,7 +47,7 @@ def attack(data: ImageData, repeats: int, device: str, head: str) -> None:
         gap = float((twin(batch.x) - model(batch.x)).abs().max() / model(batch.x).abs().max())
         print(f"\n{name}: folded copy differs by {gap:.1e} of the largest logit; ", end="")
         eps = radius(model, split)
-        print(head)
+        print(HEAD)
 
         def bare(model: nn.Module = model) -> None:
             for _ in range(STEPS):
@@ -53,13 +55,10 @@ def attack(data: ImageData, repeats: int, device: str, head: str) -> None:
                 torch.autograd.grad(cross_entropy(model(x), batch.y, reduction="sum"), x)
 
         for label, run in runs(model, batch, split, eps):
-            robust: dict[str, float] = {}
-
-            def timed(run: Callable[[], Tensor | float] = run, robust: dict[str, float] = robust) -> None:
-                robust["accuracy"] = standing(model, run(), batch)  # noqa: B023
-
-            line = ratio(f"{name}: {label}", timed, bare, repeats)
-            print(line.replace(label, f"{label}, robust accuracy {robust['accuracy']:.3f}"))
+            found: list[Tensor | float] = []
+            measured = ratio(f"{name}: {label}", lambda run=run, found=found: found.append(run()), bare, repeats)
+            robust = standing(model, found[-1], batch)
+            print(replace(measured, name=f"{measured.name}, robust accuracy {robust:.3f}"), flush=True)
 
 
 def standing(model: nn.Module, found: Tensor | float, batch: Batch) -> float:
@@ -69,7 +68,9 @@ def standing(model: nn.Module, found: Tensor | float, batch: Batch) -> float:
         return (model(found).argmax(1) == batch.y).float().mean().item()
 
 
-def runs(model: nn.Module, batch: Batch, split: Split, eps: float) -> Iterator[tuple[str, Callable[[], Tensor | float]]]:
+def runs(
+    model: nn.Module, batch: Batch, split: Split, eps: float
+) -> Iterator[tuple[str, Callable[[], Tensor | float]]]:
     """What is timed: ours for examples and for accuracy alone, then each library that can be imported."""
     rng = draws(0, "attack", index=batch.index)
     for attack in (LinfPGD(eps=eps, steps=STEPS), LinfAPGD(eps=eps, steps=STEPS)):
@@ -129,7 +130,9 @@ def libraries(model: nn.Module, batch: Batch, eps: float) -> Iterator[tuple[str,
 
             shape = tuple(x.shape[1:])
             classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0, 1))
-            art = ProjectedGradientDescent(classifier, eps=eps, eps_step=step, max_iter=STEPS, num_random_init=1, verbose=False)
+            art = ProjectedGradientDescent(
+                classifier, eps=eps, eps_step=step, max_iter=STEPS, num_random_init=1, verbose=False
+            )
 
             def run() -> Tensor:
                 with evaluating(model):

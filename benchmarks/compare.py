@@ -9,6 +9,8 @@ from statistics import median
 
 import torch
 
+HEAD = "| what | ratio, median | spread | repeats | bare | aim |\n|---|---|---|---|---|---|"
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -28,13 +30,15 @@ class Ratio:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call, the device's queue included."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Time of one call: of all the process's threads on a CPU, so that a busy machine counts less; else wall time."""
+    if not torch.cuda.is_available():
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

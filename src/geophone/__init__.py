@@ -14,9 +14,12 @@ from geophone.models import load_model
 from geophone.perturb import grid
 from geophone.record import record, tap
 from geophone.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES, load_plugin
+from geophone.published import published
 from geophone.relate import relate
 from geophone.report import write_report
-from geophone.scan import Scan, scan
+from geophone.robustness import Curve, Survival, eps_curve, survival
+from geophone.scan import Scan, attack, scan
+from geophone.scores import scores
 from geophone.study import Job, run_study
 from geophone.train import Training, fit
 from geophone.types import Batch, Pair
@@ -29,6 +32,7 @@ __all__ = [
     "PERTURBATIONS",
     "RECIPES",
     "Batch",
+    "Curve",
     "GeophoneError",
     "ImageData",
     "Job",
@@ -36,8 +40,11 @@ __all__ = [
     "Pair",
     "Scan",
     "Split",
+    "Survival",
     "Training",
     "Undefined",
+    "attack",
+    "eps_curve",
     "fit",
     "grid",
     "load",
@@ -45,10 +52,13 @@ __all__ = [
     "load_plugin",
     "measure",
     "metric",
+    "published",
     "record",
     "relate",
     "run_study",
     "scan",
+    "scores",
+    "survival",
     "tap",
     "write_report",
 ]

@@ -3,15 +3,58 @@
 `checks` reads the table of a measurement; `attack_checks` runs small attacks. Both give rows of the table.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import polars as pl
 import torch
+from jaxtyping import Float
+from scipy.stats import binom
+from torch import Tensor, nn
 
-from geophone.data import Split
+from geophone.data import Split, as_split
+from geophone.errors import GeophoneError
+from geophone.metrics import Undefined
+from geophone.perturb.attacks.apgd import LinfAPGD
+from geophone.perturb.attacks.ascent import Ascent, classes_of
+from geophone.perturb.attacks.losses import Loss, ce, margin, scaled_ce
+from geophone.perturb.attacks.pgd import LinfPGD
+from geophone.perturb.attacks.square import LinfSquare
 from geophone.record import WEIGHTED, activation_layers, layers_of, logits_of, unwrapped
-from geophone.types import Model, device_of, evaluating, full_precision
+from geophone.rng import draws, key, stream
+from geophone.robustness import PASSES, survival
+from geophone.types import Batch, Model, deterministic, device_of, evaluating, full_precision, seeded
+
+MATERIAL = 0.02
+"""The share of images from which an effect matters: two points of robust accuracy, a difference that papers report."""
+
+CHANCE = 0.01
+"""How likely chance alone may be to cause an alarm, in the checks that count examples."""
+
+MISSED = 0.01
+"""The share of images that a sound white-box attack may miss and a black-box one find.
+
+On networks without masked gradients Square adds some tenths of a per cent to APGD (arXiv:2003.01690, table 2).
+"""
+
+SAME_BATCH = 1e-5
+"""How far two passes over the same batch may differ by rounding, relative to the largest logit: some hundred units in
+the last place, for kernels that sum in no fixed order."""
+
+OTHER_BATCH = 1e-3
+"""The same for passes over other batches: another batch size takes other kernels, whose errors add up over layers."""
+
+_WHITE_STEPS = 25
+_QUERIES = 200
+_FEW, _MANY = 5, 40  # steps
+_FAR, _FAR_STEPS = 0.5, 20
+_DRAWS = 5  # gradients that are averaged, for stochastic networks
+_ALONE = 16  # images that are also asked for one by one
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_DROPOUT = nn.modules.dropout._DropoutNd
 
 
 def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None = None) -> Iterator[dict[str, Any]]:
@@ -26,16 +69,15 @@ def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None =
         _dead_layers(clean),
         _samples(clean),
     ):
-        yield {
-            "metric": f"check.{name}",
-            "value": float(problem is not None),
-            "note": problem or fine,
-            "n": len(split),
-        }
+        yield _row(name, problem, fine, len(split))
 
 
 Check = tuple[str, str | None, str]
 """A check's name, the sentence for a problem (None when there is none), and the sentence for when all is well."""
+
+
+def _row(name: str, problem: str | None, fine: str, n: int) -> dict[str, Any]:
+    return {"metric": f"check.{name}", "value": float(problem is not None), "note": problem or fine, "n": n}
 
 
 def _chance(clean: pl.DataFrame) -> Check:
@@ -133,3 +175,370 @@ def _samples(clean: pl.DataFrame) -> Check:
             "trust participation_ratio_corrected and cka, which are corrected for it."
         )
     return "samples_for_width", problem, "Every layer has at least 5 images per unit."
+
+
+def attack_checks(
+    model: Model,
+    data: Any,
+    *,
+    eps: float = 8 / 255,
+    images: int = 200,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Can the robustness of this network be believed? One row for each check, as `checks` gives them.
+
+    Signs of gradients that are masked, of randomness, of outputs that are no logits and of BatchNorm gone wrong; they
+    follow Carlini et al. 2019, arXiv:1902.06705, and Athalye et al. 2018, arXiv:1802.00420. A check that can't be run
+    has the value null, and its note says why. What none of them sees may still be wrong.
+
+    Costs 47 forward and backward passes over the images, and up to 70 more and 200 forward passes for those that hold
+    out; for a stochastic network five times that. Images are perturbed within [0, 1] only.
+
+    Args:
+        model: Images in [0, 1] → logits, in the mode in which it was handed over.
+        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
+        eps: Radius of the attacks in l∞.
+        images: How many images at most, the first of each class.
+        batch_size: Images per batch.
+        seed: Keys everything random.
+
+    Raises:
+        GeophoneError: images or labels that can't be used, such as images outside [0, 1], or a network without logits
+            for them.
+
+    >>> [row["note"] for row in attack_checks(model, "fashion_mnist_mini") if row["value"] == 1]
+    """
+    split = as_split(data).to(device_of(model))
+    split = split.take(min(images, len(split)))
+    training = {name for name, part in _modules(model).items() if part.training}
+    rows = []
+    with (
+        evaluating(model),
+        full_precision(),
+        deterministic(),
+        torch.no_grad(),
+        seeded(key(seed, "checks"), split.x.device),
+    ):
+        subject = _Subject.of(model, split, eps, batch_size, seed, training)
+        for name, check in _ATTACK_CHECKS.items():
+            try:
+                rows.append(_row(name, *check(subject), len(split)))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the user's own code fails in any way, such as for the last image left
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                note = f"{name.replace('_', ' ').capitalize()}: {reason}"
+                rows.append({"metric": f"check.{name}", "value": None, "note": note, "n": len(split)})
+    return rows
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network in evaluation mode, and what it answers in two passes over some images.
+
+    Attributes:
+        split: The images, on the network's device.
+        training: Names of the modules that were handed over in training mode.
+        logits: Of the first pass.
+        again: Of the second.
+    """
+
+    model: Model
+    split: Split
+    eps: float
+    batch_size: int
+    seed: int
+    training: set[str]
+    logits: Float[Tensor, "n k"]
+    again: Float[Tensor, "n k"]
+
+    @classmethod
+    def of(cls, model: Model, split: Split, eps: float, batch_size: int, seed: int, training: set[str]) -> "_Subject":
+        """Ask the network twice."""
+        first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
+        if int(split.y.max()) >= first.shape[1]:
+            raise GeophoneError(
+                f"label {int(split.y.max())} is out of range: the network gives {first.shape[1]} logits. Check that "
+                "the data set is the one the network was trained for."
+            )
+        return cls(model, split, eps, batch_size, seed, training, first, second)
+
+    @property
+    def stochastic(self) -> bool:
+        return _difference(self.logits, self.again) > SAME_BATCH
+
+    @cached_property
+    def right(self) -> Split:
+        """The images that are classified right."""
+        rows = (self.logits.argmax(1) == self.split.y).nonzero()[:, 0]
+        if not len(rows):
+            raise Undefined("no image is classified right, so there is nothing to attack.")
+        return self.split.rows(rows)
+
+    @cached_property
+    def gradients(self) -> dict[str, Float[Tensor, " m"]] | str:
+        """Largest input gradient of each image that is classified right, by loss; or why there is none."""
+        right = self.right
+        try:
+            return {loss.__name__: self.gradient(right, loss) for loss in (scaled_ce, ce)}
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _answers(self.model, right.batches(self.batch_size))  # raises where gradients aren't what it fails by
+            return str(error).partition("\n")[0] or type(error).__name__
+
+    def gradient(self, split: Split, loss: Loss) -> Float[Tensor, " m"]:
+        """Largest component of the gradient at each image."""
+        ascent = Ascent(self.model, loss, classes=classes_of(split.y))
+        with torch.inference_mode(False), torch.enable_grad():
+            found = [ascent(batch.x.clone(), batch.y.clone())[2] for batch in split.batches(self.batch_size)]
+        return torch.cat([gradient.abs().flatten(1).amax(1) for gradient in found])
+
+    def attackable(self) -> None:
+        """Raise `Undefined` where no white-box attack can be run."""
+        if isinstance(self.gradients, str):
+            raise Undefined("no gradient reaches the images, so no white-box attack can be run.")
+
+    def attacked(self, attack: LinfPGD) -> tuple[Float[Tensor, " m"], int]:
+        """Margins of the images that are classified right after an attack at full strength, at most 0; how many fall.
+
+        The margin is positive where the image is misclassified. Attacks that differ in their steps begin at the same
+        place.
+        """
+        margins = []
+        for batch in self.right.batches(self.batch_size):
+            found = attack(batch.x, batch.y, self.model, draws(self.seed, "checks", index=batch.index))
+            passes = [margin(logits_of(self.model, found), batch.y) for _ in range(PASSES if self.stochastic else 1)]
+            margins.append(torch.stack(passes).mean(0))
+        every = torch.cat(margins)
+        return every.clamp(max=0), int((every > 0).sum())
+
+
+Verdict = tuple[str | None, str]
+"""The sentence for a problem (None when there is none), and the sentence for when all is well."""
+
+
+def _gradients(subject: _Subject) -> Verdict:
+    right = len(subject.right)
+    found = subject.gradients
+    if isinstance(found, str):
+        return (
+            f"No gradient reaches the images, so white-box numbers say nothing about this network and a black-box "
+            f"attack (LinfSquare) is what is left: {found}"
+        ), ""
+    bad = {name: int((~size.isfinite()).sum()) for name, size in found.items()}
+    # Below this the smaller components of a gradient underflow, and with them their signs.
+    faint = {name: int((size <= _faintest(size.dtype)).sum()) for name, size in found.items()}
+    shares = f"{faint['scaled_ce']} with the scale-free loss, {faint['ce']} with plain cross-entropy"
+    summary = f"of {right} images that are classified right, the gradient is zero or underflows in {shares}"
+    if sum(bad.values()):
+        worst = max(bad.values())
+        return f"Broken gradients: NaN or infinite in {worst} of {right} images. Attacks by gradients can't be run.", ""
+    if faint["scaled_ce"] > MATERIAL * right:
+        return (
+            f"Masked gradients: {summary}. White-box attacks are blind there, and the robust accuracy they show is too "
+            "high: look for rounding, thresholds or saturation, and trust a black-box attack (LinfSquare) only."
+        ), ""
+    if faint["ce"] > MATERIAL * right:
+        return (
+            f"Plain cross-entropy is blind: {summary}. The logits are so large that it underflows: attacks with "
+            "loss='ce', and those of other libraries, show too high a robust accuracy. Geophone's default losses are "
+            "scale-free."
+        ), ""
+    return None, f"Gradients reach the images: {summary}."
+
+
+def _randomness(subject: _Subject) -> Verdict:
+    changed = int((subject.logits.argmax(1) != subject.again.argmax(1)).sum())
+    found = (
+        f"between two passes logits differ by {_difference(subject.logits, subject.again):.2g} of the largest one, "
+        f"and {changed} of {len(subject.split)} predictions"
+    )
+    if subject.stochastic:
+        return (
+            f"The network is stochastic: {found}. Accuracies and responses in the table are of one draw. Attack it "
+            "with averaged gradients (draws=10 or more, in LinfPGD, LinfAPGD and their like); survival and curves over "
+            f"eps judge an example by {PASSES} passes."
+        ), ""
+    modules = _modules(subject.model)
+    kept = [name for name in modules if name in subject.training and isinstance(modules[name], _DROPOUT)]
+    if kept and "" not in subject.training:
+        return (
+            f"Dropout was handed over switched on in a network in evaluation mode ({_listed(kept)}), as for Monte "
+            "Carlo dropout, and is off while Geophone measures: the numbers are those of the network without it. To "
+            "keep it on, call torch.nn.functional.dropout(x, p, training=True)."
+        ), ""
+    return None, f"No randomness: {found}."
+
+
+def _probabilities(subject: _Subject) -> Verdict:
+    logits = subject.logits.double()
+    # Not by chance in logits of even one image; half precision rounds a sum of probabilities by 1e-3 at most.
+    if _sums_to_one(logits) and float(logits.min()) >= 0:
+        return (
+            "The network gives probabilities, not logits: losses apply a softmax to them, so gradients vanish where "
+            "the network is confident and robust accuracy looks too high. Take out its last softmax."
+        ), ""
+    if logits.max() <= SAME_BATCH and _sums_to_one(logits.exp()):
+        return None, "The network gives log-probabilities, which are as good as logits: margins and losses are equal."
+    return None, "The network gives logits, not probabilities."
+
+
+def _black_box(subject: _Subject) -> Verdict:
+    subject.attackable()
+    # With two losses: each alone misses some images of sound networks (0.5 % of an undertrained one's).
+    white = [
+        LinfAPGD(eps=subject.eps, steps=_WHITE_STEPS, loss=loss, draws=_DRAWS if subject.stochastic else 1)
+        for loss in ("scaled_ce", "margin")
+    ]
+    black = LinfSquare(eps=subject.eps, queries=_QUERIES)
+    found = survival(
+        *(subject.model, subject.split, [*white, black]),
+        every=False,
+        batch_size=subject.batch_size,
+        seed=subject.seed,
+    )
+    # In shares of passes, where half is far beyond chance; 0 or 1 for a network without randomness.
+    held = found.rate[:, :-1, 0].nan_to_num(math.inf).amin(1)
+    beaten = int((held - found.rate[:, -1, 0] >= 0.5).sum())
+    attacked = len(subject.right)
+    summary = (
+        f"LinfSquare, which sees only logits, fools {beaten} of {attacked} images at eps = {subject.eps:.3g} that "
+        "LinfAPGD can't, with either of two losses"
+    )
+    if beaten > MATERIAL * attacked and _by_chance(beaten, attacked, MISSED) < CHANCE:
+        return (
+            f"A black-box attack beats the white-box one: {summary}. Gradients are masked, and robust accuracy under "
+            "white-box attacks is too high. Judge by both together, with more queries and restarts."
+        ), ""
+    return None, f"No black-box attack beats the white-box one: {summary}."
+
+
+def _large_eps(subject: _Subject) -> Verdict:
+    subject.attackable()
+    # From the image itself: at this radius noise fools most networks, and would stand in for gradients that don't.
+    attack = LinfPGD(eps=_FAR, steps=_FAR_STEPS, random_start=False)
+    found = survival(
+        subject.model, subject.split, [attack], batch_size=subject.batch_size, seed=key(subject.seed, "far")
+    )
+    value, low, high = found.accuracy()
+    # Every image can be made the same grey one, which has one answer: right for the largest class at most.
+    chance = float(subject.split.y.cpu().bincount().max()) / len(subject.split)
+    summary = f"accuracy under LinfPGD at eps = {_FAR} is {value:.3f} [{low:.3f}, {high:.3f}]"
+    if low > chance:
+        return (
+            f"Accuracy does not fall: {summary}, though every image can be made plain grey there, which leaves "
+            f"{chance:.3f}. The attack fails, and so it may at small eps: gradients are masked."
+        ), ""
+    return None, f"Accuracy falls as eps grows: {summary}."
+
+
+def _more_steps(subject: _Subject) -> Verdict:
+    subject.attackable()
+    averaged = _DRAWS if subject.stochastic else 1
+    (few, fell), (many, fall) = (
+        subject.attacked(LinfPGD(eps=subject.eps, steps=steps, loss="margin", draws=averaged))
+        for steps in (_FEW, _MANY)
+    )
+    change, rounding = many - few, SAME_BATCH * float(subject.logits.abs().max())
+    weaker, stronger = int((change < -rounding).sum()), int((change > rounding).sum())
+    summary = (
+        f"LinfPGD(eps={subject.eps:.3g}) with {_MANY} steps in place of {_FEW} brings {stronger} of {len(change)} "
+        f"images nearer to a mistake and {weaker} further from one; {fell} are fooled with {_FEW}, {fall} with {_MANY}"
+    )
+    # On a sound network most change for the better; twice as many for the worse is no matter of tuning.
+    if weaker > max(2 * stronger, MATERIAL * len(change)) and _by_chance(weaker, weaker + stronger, 0.5) < CHANCE:
+        return (
+            f"More steps make the attack weaker: {summary}. Gradients point the wrong way, and robust accuracy under "
+            "white-box attacks says little."
+        ), ""
+    return None, f"More steps do not weaken the attack: {summary}."
+
+
+def _batch_norm_mode(subject: _Subject) -> Verdict:
+    modules = _modules(subject.model)
+    if not modules:
+        raise Undefined("the network is a plain function, whose modules can't be seen.")
+    norms = {name: module for name, module in modules.items() if isinstance(module, _BATCH_NORM)}
+    of_batch = [name for name, module in norms.items() if module.running_mean is None]
+    if of_batch:
+        return (
+            f"BatchNorm uses the statistics of each batch, also in evaluation mode ({_listed(of_batch)}): an image's "
+            "prediction depends on its companions, and adversarial examples with them. Set track_running_stats=True."
+        ), ""
+    training = [name for name in norms if name in subject.training]
+    if training:
+        return (
+            f"The network was handed over with BatchNorm in training mode ({_listed(training)}). It is measured in "
+            "evaluation mode, as whoever uses it should run it: what was measured elsewhere without .eval() is about "
+            "another network."
+        ), ""
+    return None, f"{len(norms)} BatchNorm modules, all in evaluation mode." if norms else "There is no BatchNorm."
+
+
+def _batch_dependence(subject: _Subject) -> Verdict:
+    if subject.stochastic:
+        raise Undefined("the network is stochastic, which hides whether companions in a batch matter.")
+    split, n = subject.split, len(subject.split)
+    order = torch.randperm(n, generator=stream(subject.seed, "companions")).to(split.x.device)
+    mixed = _answers(subject.model, split.batches(min(subject.batch_size, max(2, n // 3)), order))
+    probe = order[:_ALONE]
+    try:
+        alone = _answers(subject.model, split.batches(1, probe))
+    except GeophoneError as error:
+        return f"Predictions depend on the batch: an image can be classified among others but not alone: {error}", ""
+    answers = subject.logits[order]
+    differ = max(_difference(answers, mixed), _difference(answers[: len(probe)], alone))
+    changed = int((answers.argmax(1) != mixed.argmax(1)).sum())
+    found = (
+        f"among other images, or alone, an image's logits differ by {differ:.2g} of the largest one, and {changed} of "
+        f"{n} predictions"
+    )
+    if differ > OTHER_BATCH:
+        return (
+            f"Predictions depend on the batch: {found}. Accuracies then depend on the batch size and the order of the "
+            "images, and adversarial examples work only among their companions. Look for BatchNorm in training mode or "
+            "other statistics over the batch."
+        ), ""
+    return None, f"Predictions do not depend on the batch: {found}."
+
+
+_ATTACK_CHECKS: dict[str, Callable[[_Subject], Verdict]] = {
+    check.__name__[1:]: check
+    for check in (
+        *(_gradients, _randomness, _probabilities, _black_box, _large_eps, _more_steps),
+        *(_batch_norm_mode, _batch_dependence),
+    )
+}
+
+
+def _modules(model: Model) -> dict[str, nn.Module]:
+    return dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+
+
+def _answers(model: Model, batches: Iterator[Batch]) -> Float[Tensor, "n k"]:
+    return torch.cat([logits_of(model, batch.x) for batch in batches])
+
+
+def _difference(a: Float[Tensor, "n k"], b: Float[Tensor, "n k"]) -> float:
+    """The largest difference between two passes' logits, relative to the largest of them."""
+    return float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny))
+
+
+def _sums_to_one(values: Float[Tensor, "n k"]) -> bool:
+    return values.shape[1] > 1 and bool(((values.sum(1) - 1).abs() <= 1e-3).all())
+
+
+def _faintest(dtype: torch.dtype) -> float:
+    info = torch.finfo(dtype)
+    return info.tiny / info.eps
+
+
+def _by_chance(k: int, n: int, p: float) -> float:
+    """Probability of k or more of n where each has probability p."""
+    return float(binom.sf(k - 1, n, p))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

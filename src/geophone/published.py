@@ -15,7 +15,7 @@ from geophone.measure import measure
 from geophone.registry import METRICS
 from geophone.rng import Draws
 from geophone.scores import SEVERITIES, STANDARD
-from geophone.types import Model, Perturbation, family_name, level_of
+from geophone.types import Model, Perturbation
 
 SETS = ("cifar10_c", "cifar100_c", "tiny_imagenet_c", "imagenet_c")
 
@@ -85,7 +85,8 @@ def published(
     for place, corruption in enumerate(corruptions):
         files = ((severity, load(_code(data, corruption, severity), root=root).test) for severity in severities)
         if base is None:
-            found += [_alone(model, _stored(data, corruption, s, file), _part(file, images), given) for s, file in files]
+            named = f"{corruption}(published={data!r})"
+            found += [_alone(model, named, severity, _part(file, images), given) for severity, file in files]
         else:
             stored = [_stored(data, corruption, s, _matched(file, base, data)) for s, file in files]
             rows = measure(model, base, stored, **given)
@@ -95,12 +96,11 @@ def published(
     return pl.concat(found)
 
 
-def _alone(model: Model, stored: Perturbation, split: Split, given: dict[str, Any]) -> pl.DataFrame:
+def _alone(model: Model, named: str, severity: int, file: Split, given: dict[str, Any]) -> pl.DataFrame:
     """Rows of one file without its clean images: measured as if it were clean, and named as what it is."""
-    rows = measure(model, split, (), **given).filter(pl.col("unit").is_null())
-    return rows.with_columns(
-        family=pl.lit(stored.family), perturbation=pl.lit(family_name(stored)), level=pl.lit(level_of(stored))
-    )
+    rows = measure(model, file, (), **given).filter(pl.col("unit").is_null())
+    where = {"family": "corruption", "perturbation": named, "level": float(severity)}
+    return rows.with_columns(pl.lit(value).alias(column) for column, value in where.items())
 
 
 def _part(split: Split, images: int | None) -> Split:
@@ -131,7 +131,7 @@ def _matched(file: Split, base: Split, data: str) -> Split:
 def _stored(data: str, corruption: str, severity: int, split: Split) -> Perturbation:
     """A file in the place of a perturbation: it answers with its own images of the same indices.
 
-    The class bears the corruption's name, so that it is named in the table as a computed corruption is.
+    Its class bears the corruption's name, so that `measure` names it in the table as it names a computed corruption.
     """
     place = {index: row for row, index in enumerate(split.index.tolist())}
 

@@ -1,4 +1,4 @@
-"""A made-up table with plausible values: 7 recipes x 2 seeds, 6 layers, 8 perturbations x 3 levels. No network ran."""
+"""A made-up table with plausible values: 7 recipes x 2 seeds, 6 layers, noise, corruptions, attacks. No network ran."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,20 +6,35 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from geophone.scores import GROUPS
 from geophone.table import frame
 
 ALPHAS = {f"SelectivityRegularised(alpha={a})": a for a in (-2, -1, 1, 2)}
 RECIPES = ("Standard", *ALPHAS, "Adversarial(eps=0.0314)", "NoiseAugmented(std=0.1)")
 LAYERS = ("conv1.relu", "conv2.relu", "block1.relu1", "block1.relu2", "block2.relu1", "block2.relu2")
-PERTURBATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "GaussianNoise": ("noise", (0.05, 0.1, 0.2)),
-    "SaltAndPepper": ("noise", (0.02, 0.05, 0.1)),
-    "Brightness": ("corruption", (0.1, 0.2, 0.4)),
-    "GaussianBlur": ("corruption", (0.5, 1.0, 2.0)),
-    "Pixelate": ("corruption", (0.2, 0.4, 0.6)),
+Conditions = dict[str, tuple[str, tuple[float, ...]]]
+
+SEVERITIES = (1.0, 2.0, 3.0, 4.0, 5.0)
+NOISES: Conditions = {"GaussianNoise": ("noise", (0.05, 0.1, 0.2)), "SaltAndPepper": ("noise", (0.02, 0.05, 0.1))}
+ATTACKS: Conditions = {
     "FGSM": ("attack", (2 / 255, 4 / 255, 8 / 255)),
     "LinfPGD(steps=20)": ("attack", (2 / 255, 4 / 255, 8 / 255)),
     "L2PGD(steps=20)": ("attack", (0.25, 0.5, 1.0)),
+}
+
+
+HARM = {"FGSM": 1.0, "LinfPGD(steps=20)": 1.1, "L2PGD(steps=20)": 1.05}
+
+
+def corruptions(names: Sequence[str], source: str = "preset='cifar10'") -> Conditions:
+    return {f"{name}({source})": ("corruption", SEVERITIES) for name in names}
+
+
+PERTURBATIONS = {**NOISES, **corruptions(("speckle_noise", "fog", "pixelate")), **ATTACKS}
+EVERY = {**NOISES, **corruptions([name for group in GROUPS.values() for name in group]), **ATTACKS}
+CURVES: dict[str, tuple[float, ...]] = {
+    "LinfPGD(steps=20)": tuple(2.0**power / 255 for power in range(-2, 8)),
+    "L2FAB(steps=20)": tuple(0.0625 * 64 ** (place / 9) for place in range(10)),
 }
 IMAGES, UNITS = 2000, 64
 
@@ -30,11 +45,15 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     return float((centre - half) / (1 + z * z / n)), float((centre + half) / (1 + z * z / n))
 
 
-def make_table(recipes: Sequence[str | None] = RECIPES, seeds: Sequence[int | None] = (0, 1)) -> pl.DataFrame:
-    return frame(row for recipe in recipes for seed in seeds for row in _network(recipe, seed))
+def make_table(
+    recipes: Sequence[str | None] = RECIPES,
+    seeds: Sequence[int | None] = (0, 1),
+    perturbations: Conditions = PERTURBATIONS,
+) -> pl.DataFrame:
+    return frame(row for recipe in recipes for seed in seeds for row in _network(recipe, seed, perturbations))
 
 
-def _network(recipe: str | None, seed: int | None) -> Iterator[dict[str, Any]]:
+def _network(recipe: str | None, seed: int | None, perturbations: Conditions) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng([RECIPES.index(recipe) if recipe else 99, seed or 0])
     alpha = ALPHAS.get(recipe or "", 0)
     hard = {"Adversarial(eps=0.0314)": 0.6, "NoiseAugmented(std=0.1)": 0.15}.get(recipe or "", 0.05 * alpha + 0.1)
@@ -53,7 +72,7 @@ def _network(recipe: str | None, seed: int | None) -> Iterator[dict[str, Any]]:
         at = {**who, "family": family, "perturbation": name, "level": level}
         rate = round(float(np.clip(rate, 0, 1)) * IMAGES) / IMAGES
         low, high = wilson(rate, IMAGES)
-        yield {**at, "metric": "accuracy", "value": rate, "low": low, "high": high}
+        yield {**at, "metric": "accuracy", "value": rate, "low": low, "high": high, "d": 10}
         yield {**at, "metric": "loss", "value": 2.3 * (1 - rate)}
         yield {**at, "metric": "margin", "value": 8 * rate - 4}
         yield {**at, "metric": "class_selectivity", "value": 0.4 + 0.15 * np.tanh(alpha)}
@@ -78,15 +97,28 @@ def _network(recipe: str | None, seed: int | None) -> Iterator[dict[str, Any]]:
         yield layer(family, name, level, depth, "active_fraction", 0.6 - 0.05 * depth - 0.04 * alpha)
         yield layer(family, name, level, depth, "dead_fraction", 0.01 * depth)
 
+    def curve(name: str, eps: tuple[float, ...], half: float, minimum: bool) -> Iterator[dict[str, Any]]:
+        at = {**who, "family": "attack", "perturbation": name, "d": 10}
+        for level in eps:
+            rate = round(clean / (1 + (level / half) ** 2) * IMAGES) / IMAGES
+            low, high = wilson(rate, IMAGES)
+            yield {**at, "level": level, "metric": "robust_accuracy", "value": rate, "low": low, "high": high}
+        found = half <= eps[-1]
+        ends = {"value": half, "low": half / 1.08, "high": half * 1.08} if found else {"note": "beyond"}
+        yield {**at, "metric": "half_accuracy_eps", **ends}
+        if minimum:
+            yield {**at, "metric": "median_minimum_norm", "value": 0.9 * half}
+
     yield from accuracy("clean", "clean", 0.0, clean)
     for depth in range(len(LAYERS)):
         yield from profile("clean", "clean", 0.0, depth, 0.0)
         for unit in range(3):
             row = layer("clean", "clean", 0.0, depth, "class_selectivity", 0.3)
             yield {**row, "unit": unit}
-    for place, (name, (family, levels)) in enumerate(PERTURBATIONS.items()):
+    for place, (name, (family, levels)) in enumerate(perturbations.items()):
         for level in levels:
-            strength = level / levels[-1] * (1.1 if family == "attack" else 0.55 + 0.06 * place)
+            natural = 0.55 + 0.3 * place / len(perturbations)
+            strength = level / levels[-1] * (HARM[name] if family == "attack" else natural)
             held = hard if family == "attack" else soft
             rate = clean * (1 - strength * (1 - held)) + rng.normal(0, 0.006)
             yield from accuracy(family, name, level, rate)
@@ -100,6 +132,8 @@ def _network(recipe: str | None, seed: int | None) -> Iterator[dict[str, Any]]:
                     value = min(1.0, factor * (0.5 - 0.06 * alpha) * (0.9 if family == "attack" else 0.6))
                     yield layer(family, name, level, depth, f"difference_fraction_{share}", value, "clean")
                     yield layer(family, name, level, depth, f"difference_dim_{share}", round(value * UNITS), "clean")
+    for name, eps in CURVES.items():
+        yield from curve(name, eps, 0.08 * (hard + 0.03) ** 0.5 / (1 if "Linf" in name else 0.06), "FAB" in name)
     dead = recipe is not None and alpha == 2
     notes = {
         "check.inputs": (0.0, "Inputs lie in [0, 1]."),

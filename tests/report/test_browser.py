@@ -71,7 +71,7 @@ def _svg(browser: Any, chart: str) -> str:
 
 def test_opens_without_console_messages(page: Any) -> None:
     assert page.get_log("browser") == []
-    assert page.execute_script("return document.querySelectorAll('.chart svg').length") == 10
+    assert page.execute_script("return document.querySelectorAll('.chart svg').length") == 12
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
 
@@ -89,6 +89,28 @@ def test_measure_perturbation_and_level_change_the_profile(page: Any) -> None:
     assert "Class selectivity: GaussianNoise at 0.05" in last
     assert len({first, second, last}) == 3
     assert "answers alike to all" in page.execute_script("return document.getElementById('profile-about').textContent")
+    assert page.get_log("browser") == []
+
+
+def test_only_levels_with_layers_are_offered(page: Any) -> None:
+    """LinfPGD has ten radii on its curve; layers were recorded at three."""
+    _choose(page, "profile-perturbation", "LinfPGD(steps=20)")
+    script = "return [...document.getElementById('profile-level').options].map((o) => o.text)"
+    assert page.execute_script(script) == ["2/255", "4/255", "8/255"]
+    _choose(page, "profile-perturbation", "fog")
+    assert page.execute_script(script) == ["1", "2", "3", "4", "5"]
+    assert "fog at severity 5" in _svg(page, "profile")
+
+
+def test_score_can_be_chosen(page: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    bodies = "[...document.querySelectorAll('[data-score]')]"
+    shown = f"return {bodies}.filter((body) => body.offsetHeight).map((body) => body.dataset.score)"
+    assert page.execute_script(shown) == ["corruption_accuracy"]
+    Select(page.find_element(By.ID, "score")).select_by_visible_text("Above chance")
+    assert page.execute_script(shown) == ["corruption_accuracy_above_chance"]
     assert page.get_log("browser") == []
 
 

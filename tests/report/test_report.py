@@ -21,10 +21,22 @@ from geophone.relate import SAME_SIDE, networks, relate
 from geophone.report import report_page, write_report
 from geophone.report.answer import answer, headline
 from geophone.report.charts import columns, style
-from geophone.report.summary import series_order, summarise, summarise_sides, thinned, with_series
-from geophone.report.words import MEASURES, PROFILE, level_label, measure, p_value
+from geophone.report.findings import findings, shortened
+from geophone.report.panels import accuracy_groups, robust_panels
+from geophone.report.summary import (
+    series_order,
+    summarise,
+    summarise_radii,
+    summarise_sides,
+    thinned,
+    with_series,
+)
+from geophone.report.words import MEASURES, PROFILE, condition_label, level_label, measure, p_value, radius
+from geophone.scores import GROUPS, scores
 
-SECTIONS = ["answer", "checks", "accuracy", "layers", "relations", "everything", "provenance"]
+SECTIONS = [
+    *("answer", "checks", "accuracy", "scores", "breaking", "layers", "relations", "everything", "provenance"),
+]
 
 
 class Page(HTMLParser):
@@ -62,7 +74,7 @@ def html(table: pl.DataFrame) -> str:
 
 
 def sentences(table: pl.DataFrame) -> list[str]:
-    named = with_series(table)
+    named, _ = shortened(with_series(table))
     relations = relate(table, resamples=100)
     return answer(summarise(named), summarise_sides(named), relations, series_order(named))
 
@@ -255,6 +267,173 @@ def test_undefined_values_are_left_out_of_means() -> None:
     assert made.select("value", "networks").row(0) == (0.5, 2)
 
 
+def radii_of(half: list[tuple[float | None, float | None, float | None]]) -> pl.DataFrame:
+    """Networks with an eps at half accuracy (value, low, high), and a curve up to eps = 0.5."""
+    base = {"recipe": "r", "family": "attack", "perturbation": "LinfPGD"}
+    rows: list[dict[str, Any]] = []
+    for i, (value, low, high) in enumerate(half):
+        who = {**base, "job": f"j{i}", "seed": i}
+        rows.append({**who, "metric": "half_accuracy_eps", "value": value, "low": low, "high": high})
+        rows += [{**who, "level": level, "metric": "robust_accuracy", "value": 0.6} for level in (0.25, 0.5)]
+    return with_series(tables.frame(rows))
+
+
+def test_rows_without_a_level_have_a_label() -> None:
+    made = summarise(radii_of([(0.1, 0.08, 0.12)])).filter(pl.col("metric") == "half_accuracy_eps")
+    assert made.select("label", "level_label", "value").row(0) == ("LinfPGD", "", 0.1)
+
+
+def test_a_radius_beyond_those_tried_is_not_left_out_of_a_mean() -> None:
+    """The mean of 0.1 and "more than 0.5" is not 0.1: there is none."""
+    mixed = radii_of([(0.1, 0.08, 0.12), (None, None, None)])
+    row = summarise_radii(mixed).row(0, named=True)
+    assert (row["value"], row["low"], row["high"], row["networks"], row["missing"]) == (None, None, None, 2, 1)
+    assert row["beyond"] == 0.5
+    assert "half_accuracy_eps" not in summarise(mixed)["metric"]
+    both = summarise_radii(radii_of([(0.1, 0.0, 0.3), (0.2, 0.1, 0.4)])).row(0, named=True)
+    assert (both["value"], both["missing"]) == (pytest.approx(0.15), 0)
+    assert both["low"] == 0  # 0.15 - 12.7 x 0.05, cut at 0
+    assert both["high"] == pytest.approx(0.15 + 12.706 * 0.05, abs=1e-3)
+    open_ended = summarise_radii(radii_of([(0.1, 0.08, None), (0.2, 0.1, 0.4)])).row(0, named=True)
+    assert (open_ended["value"], open_ended["high"]) == (pytest.approx(0.15), None)
+
+
+def test_names_are_short_where_all_corruptions_have_one_source(synthetic: ModuleType) -> None:
+    one = synthetic.make_table([None], [None])
+    short, source = shortened(one)
+    assert source == "preset='cifar10'"
+    assert {"fog", "pixelate", "speckle_noise", "GaussianNoise", "FGSM", "clean"} <= set(short["perturbation"])
+    for other in ("fog(published='cifar10_c')", "fog"):
+        more = pl.concat([one, one.filter(pl.col("level") == 3).with_columns(perturbation=pl.lit(other))])
+        kept, none = shortened(more)
+        assert none is None
+        assert kept.equals(more)
+
+
+# Panels and tables of robustness.
+
+
+def small_panels(table: pl.DataFrame) -> list[tuple[str, bool, list[str]]]:
+    """Heading, whether small, and titles of the accuracy panels."""
+    groups = accuracy_groups(findings(table))
+    return [(title, small, [spec["title"]["text"] for spec, _ in panels]) for title, small, panels in groups]
+
+
+def test_panels_stand_by_kind_in_the_published_order(synthetic: ModuleType) -> None:
+    table = synthetic.make_table([None], [None], synthetic.EVERY)
+    assert small_panels(table) == [
+        ("Noise", False, ["GaussianNoise", "SaltAndPepper"]),
+        *((f"Corruptions: {kind}", True, list(types)) for kind, types in GROUPS.items()),
+        ("Attacks", False, ["FGSM", "L2PGD(steps=20)", "LinfPGD(steps=20)"]),
+    ]
+    plugin = table.with_columns(perturbation=pl.col("perturbation").str.replace(r"^fog\(.*", "Blot"))
+    assert [title for title, *_ in small_panels(plugin)] == [
+        *("Noise", "Corruptions: noise", "Corruptions: blur", "Corruptions: weather", "Corruptions: digital"),
+        *("Other corruptions", "Attacks"),
+    ]
+    only = plugin.filter((pl.col("perturbation") == "Blot") | (pl.col("family") == "clean"))
+    assert small_panels(only) == [("Corruptions", False, ["Blot"])]
+
+
+def test_severities_are_whole_numbers_after_clean(table: pl.DataFrame) -> None:
+    panels = {
+        spec["title"]["text"]: (spec, rows) for _, _, group in accuracy_groups(findings(table)) for spec, rows in group
+    }
+    spec, rows = panels["fog"]
+    x = spec["layer"][0]["encoding"]["x"]
+    assert x["title"] == "severity"
+    assert x["axis"]["values"] == [0, 1, 2, 3, 4, 5]
+    assert x["axis"]["labelExpr"] == "datum.value === 0 ? 'clean' : datum.value"
+    assert {row["level"] for row in rows} == {0, 1, 2, 3, 4, 5}
+    assert panels["LinfPGD(steps=20)"][0]["layer"][0]["encoding"]["x"]["title"] == "level, in 255ths"
+    assert panels["L2PGD(steps=20)"][0]["layer"][0]["encoding"]["x"]["title"] == "level"
+
+
+def test_what_else_is_said_of_a_corruption_stands_under_its_title(synthetic: ModuleType) -> None:
+    frost = synthetic.corruptions(("frost",), "preset='cifar10', pictures='procedural'")
+    group = accuracy_groups(findings(synthetic.make_table([None], [None], frost)))[0]
+    assert group.panels[0][0]["title"]["text"] == "frost"
+    assert group.panels[0][0]["title"]["subtitle"] == "pictures='procedural'"
+
+
+def test_curves_over_eps_are_logarithmic(table: pl.DataFrame) -> None:
+    l2, linf = robust_panels(findings(table))
+    for (spec, rows), unit, name in ((l2, "eps", "L2FAB(steps=20)"), (linf, "eps, in 255ths", "LinfPGD(steps=20)")):
+        x = spec["layer"][0]["encoding"]["x"]
+        assert spec["title"]["text"] == name
+        assert x["title"] == unit
+        assert x["scale"]["type"] == "log"
+        assert ("labelExpr" in x["axis"]) == (unit != "eps")
+        assert len(rows) == 7 * 10
+        assert all(row["low"] < row["value"] < row["high"] for row in rows if 0 < row["value"] < 1)
+
+
+def cells(html: str, name: str) -> list[list[str]]:
+    """The text of a table's body, row by row."""
+    part = html[html.index(f'<table class="{name}">') :]
+    part = part[: part.index("</table>")]
+    return [
+        [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", part)
+    ]
+
+
+def test_table_of_scores_is_that_of_scores(table: pl.DataFrame, html: str) -> None:
+    head, *rows = cells(html, "scores")[1:]
+    assert head == ["", "mean", "speckle_noise °", "fog", "pixelate"]
+    assert len(rows) == 3 * 7
+    found = scores(table).join(table.select("job", "recipe").unique(), on="job")
+    metrics = ("corruption_accuracy", "corruption_accuracy_relative", "corruption_accuracy_above_chance")
+    for place, (name, mean, *each) in enumerate(rows):
+        mine = found.filter(
+            (pl.col("recipe") == name) & (pl.col("metric") == metrics[place // 7]) & pl.col("severity").is_null()
+        )
+        by_type = {
+            key: 100 * value for key, value in mine.group_by("corruption").agg(pl.col("value").mean()).iter_rows()
+        }
+        assert mean.startswith(f"{by_type[None]:.1f} (")
+        assert by_type[None] == pytest.approx((by_type["fog"] + by_type["pixelate"]) / 2)  # without speckle_noise
+        assert each == [f"{by_type[key]:.0f}" for key in ("speckle_noise", "fog", "pixelate")]
+    assert html.count("<tbody data-score=") == 3
+    assert html.count('" hidden><tr>') == 2
+    assert (
+        "Made with the constants of CIFAR-10-C; means are over 2 of the 15 standard corruptions: fog, pixelate." in html
+    )
+
+
+def test_sources_have_tables_of_their_own(synthetic: ModuleType) -> None:
+    both = {**synthetic.corruptions(("fog",)), **synthetic.corruptions(("fog", "snow"), "published='cifar10_c'")}
+    html = report_page(synthetic.make_table([None], [None], both), {}, "Two sources")
+    assert html.count('<table class="scores">') == 2
+    assert "Made with the constants of CIFAR-10-C; means are over 1 of the 15" in html
+    assert "Made with the published files of CIFAR-10-C; means are over 2 of the 15" in html
+
+
+def test_without_clean_images_only_what_is_defined_can_be_chosen(synthetic: ModuleType) -> None:
+    table = synthetic.make_table([None], [None]).filter(pl.col("family") != "clean")
+    html = report_page(table, {}, "No clean images")
+    assert html.count("<tbody data-score=") == 2
+    assert "Divided by clean accuracy</option>" not in html
+    assert 'id="scores"' not in report_page(table.filter(pl.col("family") != "corruption"), {}, "No corruption")
+
+
+def test_table_of_radii(synthetic: ModuleType, html: str) -> None:
+    head, *rows = cells(html, "radii")
+    assert head == ["Attack", "Recipe", "eps at half accuracy [95 %]", "Median minimum norm [95 %]"]
+    assert len(rows) == 2 * 7
+    assert rows[0][:2] == ["L2FAB(steps=20)", "Standard"]
+    assert re.fullmatch(r"0\.\d+ \[0\.\d+, 0\.\d+\]", rows[0][2])
+    assert rows[7][:2] == ["LinfPGD(steps=20)", "Standard"]
+    assert re.fullmatch(r"[\d.]+/255 \[[\d.]+/255, [\d.]+/255\]", rows[7][2])
+    assert rows[7][3] == "–"
+    table = synthetic.make_table(["Standard"], [0, 1])
+    half = pl.col("metric") == "half_accuracy_eps"
+    gone = table.with_columns(value=pl.when(half & (pl.col("seed") == 1)).then(None).otherwise("value"))
+    assert "beyond 128/255 in 1 of 2 networks" in report_page(gone, {}, "Beyond")
+    wide = table.filter(pl.col("seed") == 0).with_columns(high=pl.when(half).then(None).otherwise("high"))
+    assert re.search(r"/255 <small>\[[\d.]+/255, beyond\]", report_page(wide, {}, "Open"))
+
+
 # Sentences.
 
 
@@ -265,13 +444,13 @@ def test_three_sentences_say_what_the_table_holds(table: pl.DataFrame) -> None:
     assert first.startswith(
         f"Standard classifies {100 * float(str(clean)):.1f}\N{NO-BREAK SPACE}% (95\N{NO-BREAK SPACE}%"
     )
-    assert "(the worst, Pixelate, leaves" in first
+    assert "(the worst, pixelate, leaves" in first
     assert re.search(r"; NoiseAugmented\(std=0\.1\) holds best under noise and corruptions with [^;]*, clear of", first)
     assert re.search(
         r"Adversarial\(eps=0\.0314\) holds best under attacks with .*clear of Standard’s interval\.$", first
     )
     assert "the most harmful attack, LinfPGD(steps=20) at 8/255, moves" in second
-    assert "the most harmful noise or corruption, Pixelate at 0.6, moves" in second
+    assert "the most harmful noise or corruption, pixelate at severity 5, moves" in second
     assert "block2.relu2 (layer 6 of 6)" in second
     assert third.startswith("Over 14 networks from 2 seeds")
     assert "pairs measured under the same perturbations left aside" in third
@@ -314,6 +493,31 @@ def test_the_headline_is_not_a_restatement(table: pl.DataFrame) -> None:
     apart = plain.filter(~pl.col("note").str.contains(SAME_SIDE))
     assert plain.filter(pair)["rho"].abs()[0] == apart["rho"].abs().max()
     assert plain["rho"].abs().max() != apart["rho"].abs().max()
+
+
+def test_attacks_measured_over_their_radius_alone_are_said(synthetic: ModuleType) -> None:
+    table = synthetic.make_table(["Standard"], [0])
+    accuracy = (pl.col("family") == "attack") & (pl.col("metric") != "robust_accuracy") & pl.col("level").is_not_null()
+    curves = table.filter(~accuracy)
+    first = sentences(curves)[0]
+    assert re.search(
+        r"half of that at eps = 0\.\d+ of L2FAB\(steps=20\) and half of that at eps = [\d.]+/255 of", first
+    )
+    beyond = curves.filter(pl.col("metric") != "half_accuracy_eps")
+    assert "more than half of that at eps = 128/255 of LinfPGD(steps=20)." in sentences(beyond)[0]
+    assert "no attack was measured layer by layer" in sentences(curves)[1]
+    only = curves.filter(pl.col("family") != "corruption").filter(pl.col("family") != "noise")
+    assert "no noise or corruption was measured, and half of that at eps" in sentences(only)[0]
+
+
+def test_depth_is_said_of_what_was_recorded_layer_by_layer(synthetic: ModuleType) -> None:
+    """The most harmful corruption has no layer rows, as published files measured by accuracy alone."""
+    table = synthetic.make_table(["Standard"], [0])
+    fog = table.filter(pl.col("layer").is_null() & pl.col("perturbation").str.starts_with("fog"))
+    worst = fog.with_columns(perturbation=pl.lit("snow(preset='cifar10')"), value=pl.lit(0.0))
+    first, second, _ = sentences(pl.concat([table, worst]))
+    assert "(the worst, snow, leaves" in first
+    assert "the most harmful noise or corruption, pixelate at severity 5, moves" in second
 
 
 SUBSETS: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
@@ -378,6 +582,40 @@ def test_twenty_recipes_stay_light_and_distinct(synthetic: ModuleType) -> None:
     assert len(looks) == 28
 
 
+def test_all_corruptions_of_fourteen_networks_stay_light(synthetic: ModuleType) -> None:
+    one = synthetic.make_table(["Standard"], [0, 1], synthetic.EVERY)
+    many = pl.concat([one.with_columns(recipe=pl.lit(f"R({i})"), job=pl.col("job") + str(i)) for i in range(7)])
+    html = report_page(many, {}, "Many")
+    assert len(html.encode()) < 3_500_000
+    assert "Left out of this page to keep it light: secondary layer measures" in html
+    assert "at all but the highest level" not in html  # severities can be chosen
+
+
+def test_the_strongest_level_is_that_of_the_layers(table: pl.DataFrame) -> None:
+    """A curve over eps goes on to larger radii than those at which layers were recorded."""
+    kept, omitted = thinned(summarise(with_series(table)), most=8000)
+    assert "at all but the highest level" in omitted[-1]
+    there = kept.filter(pl.col("layer").is_not_null() & (pl.col("family") == "attack"))
+    assert set(there.filter(pl.col("perturbation") == "LinfPGD(steps=20)")["level"]) == {8 / 255}
+
+
+def test_checks_are_said_once_for_many_networks() -> None:
+    def row(job: int, name: str, value: float | None, note: str) -> dict[str, Any]:
+        return {"job": f"j{job}", "recipe": f"r{job}", "metric": f"check.{name}", "value": value, "note": note}
+
+    rows = [
+        row(job, name, value, f"{name} says {job} here.")
+        for job in range(8)
+        for name, value in (("gradients", 1.0), ("randomness", 0.0), ("black_box", None))
+    ]
+    page = Page(report_page(tables.frame(rows), {}, "Checks"))
+    assert "gradients says 0 here. (likewise, with other numbers, in 7 more networks)" in page.text
+    assert "(r0, r1, r2, r3, r4 and 3 more; 8 of 8 networks)" in page.text
+    assert "Could not be checked: black_box says 0 here." in page.text
+    assert "1 of 3 checks passed, in 8 networks." in page.text
+    assert "gradients says 1" not in page.text
+
+
 def test_thinning_keeps_the_network_rows_and_says_what_went(table: pl.DataFrame) -> None:
     summary = summarise(with_series(table))
     kept, omitted = thinned(summary, most=2000)
@@ -404,10 +642,22 @@ def test_series_name_what_differs(synthetic: ModuleType) -> None:
 
 
 def test_words() -> None:
-    assert level_label("attack", 8 / 255) == "8/255"
-    assert level_label("attack", 0.5 / 255) == "0.5/255"
-    assert level_label("attack", 0.5) == "0.5"
-    assert level_label("noise", 8 / 255) == "0.0314"
+    for name, level, said in (
+        ("LinfPGD", 8 / 255, "8/255"),
+        ("FGSM", 0.25 / 255, "0.25/255"),
+        ("LinfPGD(steps=20)", 128 / 255, "128/255"),
+        *(("LinfPGD", level, f"{level:.1f}") for level in (0.1, 3 * 0.1, 0.5)),
+        ("LinfPGD", 0.01234, "0.0123"),
+        ("L2PGD", 8 / 255, "0.0314"),
+        ("LinfPGD", None, ""),
+    ):
+        assert level_label("attack", name, level) == said
+    assert level_label("noise", "GaussianNoise", 8 / 255) == "0.0314"
+    assert condition_label("clean", "clean", 0.0) == "clean images"
+    assert condition_label("corruption", "fog(preset='cifar10')", 3.0) == "fog(preset='cifar10') at severity 3"
+    assert condition_label("corruption", "Blot", 3.0) == "Blot at 3"
+    assert condition_label("attack", "LinfPGD(steps=20)", None) == "LinfPGD(steps=20)"
+    assert (radius("LinfFAB", 0.0123), radius("L2FAB", 0.0123)) == ("3.14/255", "0.0123")
     assert p_value(0.0004) == "<\N{NO-BREAK SPACE}0.001"
     assert measure("attack_cka").title == "Linear CKA with clean under attack"
     assert measure("natural_accuracy_relative").title == "Accuracy under noise and corruption relative to clean"
@@ -429,7 +679,7 @@ def test_write_report(tmp_path: Path, synthetic: ModuleType) -> None:
     path = write_report(tmp_path)
     assert path == tmp_path / "report.html"
     assert Page(path.read_text(encoding="utf-8")).ids("section") == SECTIONS
-    for name in ("accuracy", "profile", "relation"):
+    for name in ("accuracy", "robust_accuracy", "profile", "relation"):
         svg = (tmp_path / "figures" / f"{name}.svg").read_text()
         assert svg.startswith("<svg")
         assert "Standard" in svg

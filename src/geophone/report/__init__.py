@@ -12,18 +12,18 @@ from geophone import table as tables
 from geophone.errors import GeophoneError
 from geophone.files import replacing, write_text
 from geophone.report import charts
-from geophone.report.page import (
-    Findings,
-    accuracy_panels,
+from geophone.report.findings import Findings, findings
+from geophone.report.page import page_html
+from geophone.report.panels import (
+    accuracy_groups,
     bands_in_short,
     default_profile,
-    findings,
     has_profile,
     has_scatter,
-    page_html,
     profile_chart,
     relation_chart,
     relation_title,
+    robust_panels,
 )
 from geophone.report.words import measure
 
@@ -49,10 +49,11 @@ def write_report(out: Path, page: Path | None = None) -> Path:
         table = table.filter(pl.col("job").is_in(provenance["jobs"]))
     found = findings(_checked(table))
     for name, spec in _figures(found).items():
+        drawn = vl_convert.vegalite_to_svg(spec, vl_version=charts.VEGA_LITE)
         with replacing(out / "figures" / f"{name}.svg") as temporary:
-            temporary.write_text(vl_convert.vegalite_to_svg(spec, vl_version=charts.VEGA_LITE), encoding="utf-8")
+            temporary.write_text(drawn, encoding="utf-8")
         with replacing(out / "figures" / f"{name}.png") as temporary:
-            temporary.write_bytes(vl_convert.vegalite_to_png(spec, vl_version=charts.VEGA_LITE, scale=2))
+            temporary.write_bytes(vl_convert.svg_to_png(drawn, scale=2))
     path = page or out / "report.html"
     write_text(path, page_html(found, provenance, str(provenance["title"])))
     return path
@@ -100,8 +101,10 @@ def _figures(found: Findings) -> dict[str, charts.Spec]:
     """The figures that stand alone: those charts that the table has rows for."""
     made = {}
     caption = bands_in_short(found)
-    if panels := accuracy_panels(found, width=210):
-        made["accuracy"] = charts.figure_accuracy(panels, found.series, caption)
+    if groups := accuracy_groups(found, width=210):
+        made["accuracy"] = charts.figure_accuracy(groups, found.series, caption)
+    if panels := robust_panels(found, width=260):
+        made["robust_accuracy"] = charts.figure_robust(panels, found.series, caption)
     if has_profile(found):
         made["profile"] = charts.figure_profile(
             *profile_chart(found, width=640), found.series, measure(default_profile(found.summary)[0]).title, caption

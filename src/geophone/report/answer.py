@@ -3,8 +3,9 @@
 import polars as pl
 
 from geophone.relate import NATURAL, SAME_SIDE, STATISTICS
-from geophone.report.words import INTERVAL, SPACE, decimal, measure, p_value, percent, percent_range
+from geophone.report.words import INTERVAL, SPACE, decimal, measure, p_value, percent, percent_range, radius
 
+HALF = "half_accuracy_eps"
 WHOLE = pl.col("layer").is_null() & (pl.col("metric") == "accuracy")
 SIDES = {"natural": "noise and corruptions", "attack": "attacks"}
 MISSING = {"natural": "no noise or corruption", "attack": "no attack"}
@@ -34,9 +35,12 @@ def _accuracy(summary: pl.DataFrame, sides: pl.DataFrame, reference: str, name: 
         return "The table has no accuracy on clean images, so what a perturbation costs can’t be said."
     start = f"{_capital(name)} classifies {_share(clean, INTERVAL)} of the clean images correctly"
     mine = sides.filter(pl.col("series") == reference)
-    if mine.is_empty():
+    curves = summary.filter((pl.col("series") == reference) & pl.col("metric").is_in(["robust_accuracy", HALF]))
+    if mine.is_empty() and curves.is_empty():
         return f"{start}; no perturbation was measured."
     left = [_left(mine.filter(pl.col("side") == side), side) for side in SIDES]
+    if "attack" not in mine["side"] and len(curves):
+        left[-1] = _half(curves)
     held = [_best(sides.filter(pl.col("side") == side), side, reference) for side in SIDES]
     best = f"; {', and '.join(filter(None, held))}" if sides["series"].n_unique() > 1 else ""
     return f"{start}, {', and '.join(left)}{best}."
@@ -51,6 +55,16 @@ def _left(mine: pl.DataFrame, side: str) -> str:
     if side == "attack" or len(types) < 2:
         return average
     return f"{average} (the worst, {types['perturbation'][0]}, leaves {_share(types.head(1), brackets='[]')})"
+
+
+def _half(curves: pl.DataFrame) -> str:
+    """Where attacks that were only measured over their radius leave half of the clean accuracy."""
+    said = []
+    for (name,), rows in curves.sort("perturbation", "level").group_by("perturbation", maintain_order=True):
+        half = rows.filter(pl.col("metric") == HALF)["value"].to_list()
+        where = radius(str(name), half[0] if half else rows["level"].to_list()[-1])
+        said.append(f"{'half' if half else 'more than half'} of that at eps = {where} of {name}")
+    return " and ".join(said)
 
 
 def _best(rows: pl.DataFrame, side: str, reference: str) -> str:
@@ -76,7 +90,8 @@ def _depth(summary: pl.DataFrame, reference: str, name: str) -> str:
         return "How far a disturbance moves the layers was not measured: the table has no normalised_distance."
     parts: list[str] = []
     for what, families in (("attack", ["attack"]), ("noise or corruption", list(NATURAL))):
-        hurt = mine.filter(WHOLE & pl.col("family").is_in(families)).sort("value", "label")
+        recorded = pl.col("label").is_in(moved["label"].unique().implode())
+        hurt = mine.filter(WHOLE & pl.col("family").is_in(families) & recorded).sort("value", "label")
         there = moved.filter(pl.col("label") == hurt["label"][0]).sort("depth") if len(hurt) else moved.clear()
         parts.append(_moves(there, moved, what, yardstick=not any("moves" in part for part in parts)))
     return f"In {name}, {parts[0]}, whereas {parts[1]}."
@@ -85,7 +100,7 @@ def _depth(summary: pl.DataFrame, reference: str, name: str) -> str:
 def _moves(there: pl.DataFrame, moved: pl.DataFrame, what: str, yardstick: bool) -> str:
     """Where one condition moves the responses most, how far, and where it first reaches half of that."""
     if there.is_empty():
-        return f"no {what} was measured"
+        return f"no {what} was measured layer by layer"
     far = there.sort("value", descending=True, maintain_order=True).head(1)
     first = there.filter(pl.col("value") >= far["value"][0] / 2).head(1)
     low, high = far["low"][0], far["high"][0]

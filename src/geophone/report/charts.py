@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -16,6 +18,9 @@ Rows = list[dict[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 DASHES: tuple[list[int], ...] = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+
+# What the level of a panel is.
+LEVEL, IN_255THS, SEVERITY = "level", "level, in 255ths", "severity"
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -48,34 +53,84 @@ def columns(panels: int) -> int:
 
 
 def accuracy_panel(
-    family: str,
     kind: str,
     series: Sequence[str],
     levels: Sequence[float],
-    title: str,
+    words: tuple[str, str],
+    unit: str = LEVEL,
+    small: bool = False,
     width: int | str = "container",
 ) -> Spec:
-    """Accuracy against the level of one perturbation; level 0 is the clean images."""
+    """Accuracy against the level of one perturbation; level 0 is the clean images.
+
+    Args:
+        kind: What a series is.
+        series: The series.
+        levels: Where the axis may have its marks; for a severity these are 1 to 5.
+        words: Title, and what is under it.
+        unit: `LEVEL`, `IN_255THS` or `SEVERITY`.
+        small: For a panel among many.
+        width: In pixels, or that of the place where it is.
+    """
+    marks = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0) if unit == SEVERITY else tuple(levels)
+    return _named(_accuracy(kind, tuple(series), marks, unit, small), words, width)
+
+
+@cache
+def _accuracy(kind: str, series: tuple[str, ...], marks: tuple[float, ...], unit: str, small: bool) -> Spec:
     axis: dict[str, Any] = {
-        "values": list(levels),
-        "labelOverlap": "greedy",
+        "values": list(marks),
+        "labelOverlap": False if unit == SEVERITY else "greedy",
         "labelSeparation": 3,
         "labelFlush": False,
         "format": ".3~g",
         "grid": False,
     }
-    unit = "level"
-    if family == "attack" and max(levels) < 0.2:
-        unit = "level, in 255ths"
+    if unit == IN_255THS:
         axis["labelExpr"] = "format(datum.value * 255, '.3~g')"
-    x = alt.X("level:Q", title=unit, axis=alt.Axis(**axis), scale=alt.Scale(nice=False))
-    y = alt.Y(
-        "value:Q",
-        title=None,
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], labelOverlap=False),
+    if unit == SEVERITY:
+        axis["labelExpr"] = "datum.value === 0 ? 'clean' : datum.value"
+    scale = alt.Scale(domain=[0, 5], nice=False) if unit == SEVERITY else alt.Scale(nice=False)
+    x = alt.X("level:Q", title=unit, axis=alt.Axis(**axis), scale=scale)
+    return _lines(kind, series, x, _share(small), 105 if small else 150, "Accuracy", ".1%", small=small)
+
+
+def robust_panel(
+    kind: str,
+    series: Sequence[str],
+    eps: Sequence[float],
+    title: str,
+    in_255ths: bool,
+    width: int | str = "container",
+) -> Spec:
+    """Robust accuracy against the radius of one attack, on a logarithmic axis."""
+    return _named(_robust(kind, tuple(series), tuple(eps), in_255ths), (title, ""), width)
+
+
+@cache
+def _robust(kind: str, series: tuple[str, ...], eps: tuple[float, ...], in_255ths: bool) -> Spec:
+    axis: dict[str, Any] = {"values": list(eps), "labelOverlap": "greedy", "labelSeparation": 4, "format": ".2~g"}
+    if in_255ths:
+        axis["labelExpr"] = "format(datum.value * 255, '.3~g')"
+    x = alt.X(
+        "level:Q",
+        title="eps, in 255ths" if in_255ths else "eps",
+        axis=alt.Axis(**axis, grid=False, labelFlush=False),
+        scale=alt.Scale(type="log", nice=False),
     )
-    return _lines(kind, series, x, y, (title, family), width, 150, "Accuracy", ".1%")
+    return _lines(kind, series, x, _share(), 200, "Robust accuracy", ".1%")
+
+
+def _named(spec: Spec, words: tuple[str, str], width: int | str) -> Spec:
+    """A copy with its title and width. Altair takes a fifth of a second for a specification, and panels are alike."""
+    return {**deepcopy(spec), "title": heading(*words), "width": width}
+
+
+def _share(small: bool = False) -> alt.Y:
+    """An axis from 0 to 100 %."""
+    marks = [0, 0.5, 1] if small else [0, 0.25, 0.5, 0.75, 1]
+    axis = alt.Axis(format="%", values=marks, labelOverlap=False)
+    return alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis)
 
 
 def profile(
@@ -96,7 +151,8 @@ def profile(
         order = "layer (in the order of execution)"
     x = alt.X("depth:Q", title=order, axis=alt.Axis(**axis), scale=alt.Scale(nice=False, padding=8))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=5))
-    return _lines(kind, series, x, y, (title, ""), width, 320, "Value", ".3~f", [alt.Tooltip("layer:N", title="Layer")])
+    tip = [alt.Tooltip("layer:N", title="Layer")]
+    return _named(_lines(kind, series, x, y, 320, "Value", ".3~f", tip), (title, ""), width)
 
 
 def scatter(kind: str, series: Sequence[str], geometry: str, robustness: str, width: int | str = "container") -> Spec:
@@ -140,15 +196,38 @@ def figure_relation(spec: Spec, rows: Rows, series: Sequence[str], title: str) -
     return with_legend({**standing(spec, rows), "title": heading(title, "One point per network")}, series)
 
 
-def figure_accuracy(panels: Sequence[tuple[Spec, Rows]], series: Sequence[str], caption: str) -> Spec:
-    """All accuracy panels in one figure for a paper, with a legend."""
-    beside = columns(len(panels))
+def figure_accuracy(
+    groups: Sequence[tuple[str, bool, Sequence[tuple[Spec, Rows]]]], series: Sequence[str], caption: str
+) -> Spec:
+    """All accuracy panels in one figure for a paper, group by group, with a legend.
+
+    Args:
+        groups: Of each its heading, whether its panels are small, and its panels.
+        series: The series.
+        caption: What lines and bands are.
+    """
+    blocks = [
+        {**_beside(panels, 6 if small else columns(len(panels)), "accuracy"), "title": heading(title, size=14)}
+        for title, small, panels in groups
+    ]
+    title = heading("Accuracy under perturbation", caption, size=17)
+    config = {**groups[0][2][0][0]["config"], "concat": {"spacing": 16}}
+    return with_legend({"title": title, "vconcat": blocks, "config": config, "spacing": 28}, series, 4)
+
+
+def figure_robust(panels: Sequence[tuple[Spec, Rows]], series: Sequence[str], caption: str) -> Spec:
+    """The curves over eps in one figure for a paper, with a legend."""
+    figure = _beside(panels, min(3, len(panels)), "robust accuracy")
+    title = heading("Robust accuracy over the radius of the attack", caption, size=16)
+    return with_legend({**figure, "title": title, "config": panels[0][0]["config"], "spacing": 18}, series, 3)
+
+
+def _beside(panels: Sequence[tuple[Spec, Rows]], most: int, y: str) -> Spec:
+    """Panels in rows of at most so many; the first of a row names the y axis."""
     cells = [{k: v for k, v in standing(spec, rows).items() if k not in ("config", "$schema")} for spec, rows in panels]
-    for cell in cells[::beside]:
-        name_y(cell, "accuracy")
-    title = heading("Accuracy under perturbation", caption, size=16)
-    figure = {"title": title, "columns": beside, "concat": cells, "config": panels[0][0]["config"], "spacing": 18}
-    return with_legend(figure, series, beside)
+    for cell in cells[::most]:
+        name_y(cell, y)
+    return {"columns": most, "concat": cells}
 
 
 def with_legend(spec: Spec, series: Sequence[str], columns: int = 2) -> Spec:
@@ -182,12 +261,11 @@ def _lines(
     series: Sequence[str],
     x: alt.X,
     y: alt.Y,
-    words: tuple[str, str],
-    width: int | str,
     height: int,
     value_title: str,
     value_format: str,
     first: Sequence[alt.Tooltip] = (),
+    small: bool = False,
 ) -> Spec:
     """An interval band, a line and points for each series."""
     tooltip = [
@@ -200,7 +278,7 @@ def _lines(
     ]
     base = alt.Chart().encode(x=x, color=_colour(series))
     band = base.mark_area(opacity=0.1, clip=True).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    line = base.mark_line(strokeWidth=1.8, clip=True).encode(
+    line = base.mark_line(strokeWidth=1.3 if small else 1.8, clip=True).encode(
         y=y,
         strokeDash=alt.StrokeDash(
             "series:N",
@@ -208,9 +286,9 @@ def _lines(
             legend=None,
         ),
     )
-    points = base.mark_point(size=42, filled=True, opacity=1).encode(y=y, shape=_shape(series), tooltip=tooltip)
-    chart = alt.layer(band, line, points, data=alt.Data(name="rows"), width=width, height=height)
-    return _styled(chart.properties(title=alt.TitleParams(**heading(*words))))
+    points = base.mark_point(size=18 if small else 42, filled=True, opacity=1)
+    points = points.encode(y=y, shape=_shape(series), tooltip=tooltip)
+    return _styled(alt.layer(band, line, points, data=alt.Data(name="rows"), height=height))
 
 
 def _colour(series: Sequence[str]) -> alt.Color:
@@ -247,11 +325,7 @@ def _styled(chart: alt.Chart | alt.LayerChart) -> Spec:
 
 
 def rows_of(part: pl.DataFrame) -> Rows:
-    """Rows of a summary as a chart takes them: rounded, with the interval in words."""
-    columns = ["series", "level", "layer", "depth", "value", "low", "high", "networks", "label"]
-    return [{**row, "interval": interval_text(row["low"], row["high"])} for row in part.select(columns).to_dicts()]
-
-
-def interval_text(low: float | None, high: float | None) -> str:
-    """`0.812 to 0.864`, or `none`."""
-    return "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    """Rows of a summary as a chart takes them, rounded."""
+    where = ["layer", "depth"] if part["layer"].count() else ["level"]
+    numbers = pl.col("value", "low", "high").round_sig_figs(4)
+    return part.select("series", *where, numbers, "networks", "label").to_dicts()

@@ -5,9 +5,11 @@ let bands = true;
 
 // A chart is a Vega-Lite specification whose rows lie in data.values. Drawing filters them and leaves the rest alone.
 const charts = { ...D.charts };
+const interval = (low, high) => (low == null || high == null ? "none" : `${low.toFixed(3)} to ${high.toFixed(3)}`);
 function draw(id) {
   const spec = structuredClone(charts[id]);
-  spec.data.values = spec.data.values.filter((row) => shown.has(row.series));
+  spec.data.values = spec.data.values.filter((row) => shown.has(row.series))
+    .map((row) => ({ ...row, interval: interval(row.low, row.high) }));
   const banded = bands && spec.data.values.some((row) => row.low !== null);
   if (spec.layer && !banded) spec.layer = spec.layer.filter((layer) => layer.mark.type !== "area");
   const place = $(id);
@@ -18,6 +20,7 @@ function draw(id) {
 // Layer by layer: measure, perturbation and level choose the rows.
 const R = D.rows;
 const family = (c) => D.conditions[c].family;
+const layered = new Set(R.c.filter((_, i) => R.l[i] >= 0));
 function options(select, entries) {
   const before = select.value;
   select.replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
@@ -25,7 +28,7 @@ function options(select, entries) {
 }
 function offerLevels() {
   const name = $("profile-perturbation").value;
-  const entries = D.conditions.flatMap((c, i) => (c.perturbation === name ? [[i, c.level_label]] : []));
+  const entries = D.conditions.flatMap((c, i) => (c.perturbation === name && layered.has(i) ? [[i, c.level_label]] : []));
   options($("profile-level"), entries);
   $("profile-level").disabled = entries.length < 2;
 }
@@ -37,7 +40,7 @@ function chooseProfile() {
     if (R.m[i] !== m || R.c[i] !== c || R.l[i] < 0) continue;
     const [layer, depth] = D.layers[R.l[i]];
     values.push({ series: D.series[R.s[i]], layer, depth, value: R.v[i], low: R.lo[i], high: R.hi[i], networks: R.k[i],
-      label: D.conditions[c].label, interval: interval(R.lo[i], R.hi[i]) });
+      label: D.conditions[c].label });
   }
   const { title, about } = D.metrics[m];
   $("profile-about").textContent = `${title}. ${about}`;
@@ -53,7 +56,6 @@ function chooseProfile() {
   charts.profile = spec;
   return draw("profile");
 }
-const interval = (low, high) => (low === null || high === null ? "none" : `${low.toFixed(3)} to ${high.toFixed(3)}`);
 
 if ($("profile")) {
   offerLevels();
@@ -81,6 +83,13 @@ function chooseRelation() {
 if ($("relation")) {
   $("relation-geometry").onchange = chooseRelation;
   $("relation-robustness").onchange = chooseRelation;
+}
+
+// Scores: one of the tables' bodies is shown.
+if ($("score")) {
+  $("score").onchange = () => {
+    for (const body of document.querySelectorAll("[data-score]")) body.hidden = body.dataset.score !== $("score").value;
+  };
 }
 
 // Legends: one set of recipes for all charts.

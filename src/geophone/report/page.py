@@ -1,9 +1,7 @@
 """One self-contained HTML page: the sections, the data that its controls need, and the scripts inlined."""
 
-import html
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -12,54 +10,26 @@ from typing import Any
 import polars as pl
 import vl_convert
 
-from geophone.relate import SAME_SIDE, UNDEFINED, geometry_measures, networks, relate, robustness_measures
+from geophone.relate import SAME_SIDE, UNDEFINED, geometry_measures, robustness_measures
 from geophone.report import charts
 from geophone.report.answer import answer, headline, relation_text
-from geophone.report.summary import (
-    OWN_SPREAD,
-    profile_metrics,
-    series_order,
-    summarise,
-    summarise_sides,
-    thinned,
-    with_series,
+from geophone.report.findings import Findings
+from geophone.report.markup import count, legend, select, text
+from geophone.report.panels import (
+    accuracy_groups,
+    default_profile,
+    has_profile,
+    has_scatter,
+    profile_chart,
+    relation_chart,
+    robust_panels,
 )
-from geophone.report.words import SPACE, decimal, measure, p_value
+from geophone.report.scorecard import radii_table, score_section
+from geophone.report.summary import OWN_SPREAD, profile_metrics, thinned
+from geophone.report.words import SOURCES, SPACE, decimal, measure, p_value
 
 # What the bundle leaves for the page's own script.
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
-# How many notes of passed checks unfold; with many networks they repeat each other.
-MOST_NOTES = 20
-FAMILIES = ("clean", "noise", "corruption", "attack")
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the page and the figures are made from, worked out of the table once."""
-
-    table: pl.DataFrame
-    summary: pl.DataFrame
-    sides: pl.DataFrame
-    series: list[str]
-    kind: str  # what a series is: "Recipe", or "Network" where none has a recipe
-    wide: pl.DataFrame
-    relations: pl.DataFrame
-
-
-def findings(table: pl.DataFrame) -> Findings:
-    """Summarise and relate a table. Rows of the course of training belong to no condition and are left out."""
-    table = with_series(table.filter(pl.col("family").is_not_null() | pl.col("metric").str.starts_with("check.")))
-    who = table.select("job", "series").unique(subset="job", keep="first")
-    wide = networks(table).join(who, on="job", how="left", maintain_order="left")
-    series = series_order(table)
-    summary = summarise(table)
-    first = [
-        pl.col("series").replace_strict(series, range(len(series)), return_dtype=pl.Int64),
-        pl.col("family").replace_strict(FAMILIES, range(len(FAMILIES)), return_dtype=pl.Int64, default=len(FAMILIES)),
-    ]
-    summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
-    kind = "Recipe" if table["recipe"].count() else "Network"
-    return Findings(table, summary, summarise_sides(table), series, kind, wide, relate(table))
 
 
 def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str:
@@ -70,6 +40,8 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str
         _answer(found),
         _checks(found.table),
         _accuracy(found, specs),
+        score_section(found),
+        _breaking(found, specs),
         _layers(found, carried, omitted, specs),
         _relations(found, specs),
         _everything(found, omitted),
@@ -81,8 +53,8 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str
     own = files("geophone.report")
     question = provenance.get("question")
     return Template(own.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=_text(title),
-        lede=f'<p class="lede">{_text(question)}</p>' if question else "",
+        title=text(title),
+        lede=f'<p class="lede">{text(question)}</p>' if question else "",
         css=own.joinpath("page.css").read_text(encoding="utf-8"),
         script=own.joinpath("page.js").read_text(encoding="utf-8"),
         sections="\n".join(section for section in sections if section),
@@ -97,79 +69,9 @@ def _vega() -> str:
     return vl_convert.javascript_bundle(SNIPPET, vl_version=charts.VEGA_LITE)
 
 
-def accuracy_panels(found: Findings, width: int | str = "container") -> list[tuple[charts.Spec, charts.Rows]]:
-    """One panel per perturbation, noise first, then corruptions, then attacks: specification and rows."""
-    rows = found.summary.filter(pl.col("layer").is_null() & (pl.col("metric") == "accuracy"))
-    clean = rows.filter(pl.col("family") == "clean")
-    panels = []
-    for family in FAMILIES[1:]:
-        for name in rows.filter(pl.col("family") == family)["perturbation"].unique(maintain_order=True):
-            part = pl.concat([clean, rows.filter(pl.col("perturbation") == name)]).sort("series", "level")
-            levels = part["level"].unique().sort().to_list()
-            spec = charts.accuracy_panel(family, found.kind, found.series, levels, name, width)
-            panels.append((spec, charts.rows_of(part)))
-    return panels
-
-
-def default_profile(summary: pl.DataFrame) -> tuple[str, str]:
-    """The measure and the condition that the layer chart starts with: distance under what hurts most."""
-    layers = summary.filter(pl.col("layer").is_not_null())
-    metric = profile_metrics(summary)[0]
-    labels = layers.filter(pl.col("metric") == metric)["label"].unique()
-    hurt = summary.filter(
-        pl.col("layer").is_null() & (pl.col("metric") == "accuracy") & pl.col("label").is_in(labels.implode())
-    )
-    ranked = hurt.group_by("label").agg(pl.col("value").mean()).sort("value", "label")["label"].to_list()
-    return metric, ranked[0] if ranked else labels.sort()[0]
-
-
-def profile_chart(found: Findings, width: int | str = "container") -> tuple[charts.Spec, charts.Rows]:
-    """The layer chart as it starts."""
-    metric, label = default_profile(found.summary)
-    layers = found.summary.filter(pl.col("layer").is_not_null())
-    part = layers.filter((pl.col("metric") == metric) & (pl.col("label") == label)).sort("series", "depth")
-    names = layers.select("depth", "layer").drop_nulls().unique().sort("depth", "layer").rows()
-    heading = f"{measure(metric).title}: {label}"
-    return charts.profile(found.kind, found.series, names, heading, width), charts.rows_of(part)
-
-
-def relation_chart(found: Findings, width: int | str = "container") -> tuple[charts.Spec, charts.Rows]:
-    """The scatter as it starts."""
-    geometry, robustness = headline(found.relations)
-    points = found.wide.drop_nulls([geometry, robustness])
-    rows = points.select("series", "seed", x=geometry, y=robustness).to_dicts()
-    return charts.scatter(found.kind, found.series, geometry, robustness, width), rows
-
-
-def relation_title(found: Findings) -> str:
-    """What a figure of the scatter is called: `Geometry and robustness, ρ = −0.89 [−1.00, −0.63]`."""
-    geometry, robustness = headline(found.relations)
-    pair = (pl.col("geometry") == geometry) & (pl.col("robustness") == robustness)
-    row = found.relations.row(by_predicate=pair & (pl.col("statistic") == "spearman"), named=True)
-    rho = "" if row["rho"] is None else f", Spearman’s ρ = {relation_text(row)}"
-    return f"Geometry and robustness{rho}"
-
-
-def bands_in_short(found: Findings) -> str:
-    """What the lines and bands are, under the title of a figure."""
-    if max(found.summary["networks"]) == 1:
-        return "One network a line; band: 95 % Wilson interval over the test images"
-    return "Mean over seeds; band: 95 % interval of that mean"
-
-
-def has_profile(found: Findings) -> bool:
-    """Whether the table has anything layer by layer."""
-    return bool(profile_metrics(found.summary))
-
-
-def has_scatter(found: Findings) -> bool:
-    """Whether there are networks enough for a scatter to show anything."""
-    return len(found.wide) > 2 and not found.relations.is_empty()
-
-
 def _answer(found: Findings) -> str:
     sentences = answer(found.summary, found.sides, found.relations, found.series)
-    items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    items = "\n".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
     return f'<section id="answer"><h2>The answer</h2>\n<ol class="answer">\n{items}\n</ol></section>'
 
 
@@ -177,48 +79,96 @@ def _checks(table: pl.DataFrame) -> str:
     rows = table.filter(pl.col("metric").str.starts_with("check."))
     if rows.is_empty():
         return ""
+    total = rows["job"].n_unique()
+    names = rows["metric"].unique(maintain_order=True).to_list()
     wrong = rows.filter(pl.col("value") != 0)
     unknown = rows.filter(pl.col("value").is_null())
-    names = rows["metric"].n_unique()
-    total = rows["job"].n_unique()
     body = [
-        f'<p class="problem">{_text(note or metric)} '
-        f"<small>({_text(', '.join(series))}; {count} of {_count(total, 'network')})</small></p>"
-        for metric, note, series, count in wrong.group_by("metric", "note", maintain_order=True)
-        .agg(pl.col("series").unique(maintain_order=True), pl.col("job").n_unique())
-        .iter_rows()
+        f'<p class="problem">{_first_note(part)} '
+        f"<small>({text(_some(part['series'].unique(maintain_order=True).to_list()))}; {part['job'].n_unique()} of "
+        f"{count(total, 'network')})</small></p>"
+        for _, part in wrong.group_by("metric", maintain_order=True)
     ]
     body += [
-        f'<p class="problem">Could not be checked: {_text(note or metric)}</p>'
-        for metric, note in unknown.select("metric", "note").unique(maintain_order=True).iter_rows()
+        f'<p class="problem">Could not be checked: {_first_note(part)}</p>'
+        for _, part in unknown.group_by("metric", maintain_order=True)
     ]
-    passed = names - pl.concat([wrong, unknown])["metric"].n_unique()
+    spoilt = set(pl.concat([wrong, unknown])["metric"])
+    passed = [name for name in names if name not in spoilt]
     if passed:
-        which = f"All {names} checks" if passed == names > 1 else f"{passed} of {_count(names, 'check')}"
-        notes = rows.filter(pl.col("value") == 0)["note"].drop_nulls().unique(maintain_order=True).to_list()
-        shown = "".join(f"<p>{_text(note)}</p>" for note in notes[:MOST_NOTES])
+        every = len(passed) == len(names) > 1
+        which = f"All {len(names)} checks" if every else f"{len(passed)} of {count(len(names), 'check')}"
+        notes = "".join(f"<li>{_first_note(rows.filter(pl.col('metric') == name))}</li>" for name in passed)
         body.append(
-            f'<details class="fine"><summary>{which} passed, in {_count(total, "network")}.</summary>{shown}</details>'
+            f'<details class="fine"><summary>{which} passed, in {count(total, "network")}.</summary>'
+            f"<ul>{notes}</ul></details>"
         )
     return f'<section id="checks"><h2>What looks wrong with the measurement</h2>\n{"".join(body)}</section>'
 
 
+def _first_note(rows: pl.DataFrame) -> str:
+    """What a check said of the first network, and that it said alike of others, whose numbers differ."""
+    notes = rows["note"].drop_nulls().unique(maintain_order=True).to_list() or [rows["metric"][0]]
+    others = f" <small>(likewise, with other numbers, in {count(len(notes) - 1, 'more network')})</small>"
+    return text(notes[0]) + (others if len(notes) > 1 else "")
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _accuracy(found: Findings, specs: dict[str, Any]) -> str:
-    panels = accuracy_panels(found)
-    if not panels:
+    groups = accuracy_groups(found)
+    if not groups:
         return ""
-    for place, (spec, rows) in enumerate(panels):
-        specs[f"accuracy-{place}"] = charts.filled(spec, rows)
-    places = "".join(f'<div class="chart" id="accuracy-{place}"></div>' for place in range(len(panels)))
-    grid = f"panels in-{charts.columns(len(panels))}"
+    body, place = "", 0
+    for title, small, panels in groups:
+        places = ""
+        for spec, rows in panels:
+            specs[f"accuracy-{place}"] = charts.filled(spec, rows)
+            places += f'<div class="chart" id="accuracy-{place}"></div>'
+            place += 1
+        grid = "panels small" if small else f"panels in-{charts.columns(len(panels))}"
+        body += f'<h3>{text(title)}</h3>\n<div class="{grid}">{places}</div>\n'
+    corrupted = ""
+    if any(small for _, small, _ in groups):
+        source = f", with {text(SOURCES.get(found.source, found.source))}" if found.source else ""
+        corrupted = f" Corruptions are those of ImageNet-C and CIFAR-10-C at their five severities{source}."
     return (
         '<section id="accuracy"><h2>Accuracy under perturbation</h2>\n'
         '<p class="caption">Share of test images classified correctly (higher is better) against the level of each '
-        "perturbation, in its own units; level 0 is the clean images. Attacks are white-box: they know the network "
-        f"and its gradients. {_interval_words(found)} The averages in the answer are taken over the levels of a "
+        f"perturbation, in its own units; level 0 is the clean images.{corrupted}{_attack_words(found)} "
+        f"{_interval_words(found)} The averages in the answer are taken over the levels of a "
         "perturbation, then over perturbations.</p>\n"
-        f'{_legend(found.series)}<div class="{grid}">{places}</div></section>'
+        f"{legend(found.series)}{body}</section>"
     )
+
+
+def _attack_words(found: Findings) -> str:
+    """What attacks know of the network: nothing but its answers for Square, else all of it."""
+    attacks = found.summary.filter(pl.col("family") == "attack")["perturbation"].unique().to_list()
+    if not attacks:
+        return ""
+    blind = ", but for Square, which sees only its answers" if any("Square" in name for name in attacks) else ""
+    return f" Attacks are white-box: they know the network and its gradients{blind}."
+
+
+def _breaking(found: Findings, specs: dict[str, Any]) -> str:
+    """Robust accuracy over the radius of attacks, and the radius at which half of the accuracy is gone."""
+    panels = robust_panels(found)
+    table = radii_table(found)
+    if not panels and not table:
+        return ""
+    for place, (spec, rows) in enumerate(panels):
+        specs[f"robust-{place}"] = charts.filled(spec, rows)
+    places = "".join(f'<div class="chart" id="robust-{place}"></div>' for place in range(len(panels)))
+    caption = (
+        '<p class="caption">Robust accuracy is the share of test images that are classified correctly, and still are '
+        "when the attack may change them by any distance up to eps (a logarithmic axis). It is an upper bound: a "
+        "stronger attack may leave less. Lines and bands are as above.</p>\n"
+    )
+    drawn = f'{caption}{legend(found.series)}<div class="panels in-3">{places}</div>\n' if panels else ""
+    return f'<section id="breaking"><h2>How far until it breaks</h2>\n{drawn}{table}</section>'
 
 
 def _layers(found: Findings, carried: pl.DataFrame, omitted: list[str], specs: dict[str, Any]) -> str:
@@ -237,15 +187,15 @@ def _layers(found: Findings, carried: pl.DataFrame, omitted: list[str], specs: d
         '<p class="caption">From the first recorded layer (left) to the last (right). Point at a mark for its '
         f"numbers. {_interval_words(found, layers=True)}</p>\n"
         '<div class="controls">'
-        + _select(
+        + select(
             "profile-measure", "Measure", [(str(places[m]), measure(m).title) for m in metrics], str(places[metric])
         )
-        + _select("profile-perturbation", "Images", [(n, "clean images" if n == "clean" else n) for n in names], start)
-        + _select("profile-level", "Level", [], "")
+        + select("profile-perturbation", "Images", [(n, "clean images" if n == "clean" else n) for n in names], start)
+        + select("profile-level", "Level", [], "")
         + "</div>\n"
-        f'{_legend(found.series, bands)}<div class="chart large" id="profile"></div>\n'
+        f'{legend(found.series, bands)}<div class="chart large" id="profile"></div>\n'
         '<p class="caption" id="profile-about" aria-live="polite"></p>'
-        + "".join(f'<p class="caption">{_text(line)}</p>' for line in omitted)
+        + "".join(f'<p class="caption">{text(line)}</p>' for line in omitted)
         + "</section>"
     )
 
@@ -270,17 +220,15 @@ def _relations(found: Findings, specs: dict[str, Any]) -> str:
         specs["relation"] = charts.filled(relation_chart(found)[0], [])
         body += (
             '<div class="controls">'
-            + _select("relation-geometry", "Geometry", [(g, measure(g).title) for g in geometry], start[0])
-            + _select("relation-robustness", "Robustness", [(r, measure(r).title) for r in robustness], start[1])
-            + f"</div>\n{_legend(found.series, bands=False)}"
+            + select("relation-geometry", "Geometry", [(g, measure(g).title) for g in geometry], start[0])
+            + select("relation-robustness", "Robustness", [(r, measure(r).title) for r in robustness], start[1])
+            + f"</div>\n{legend(found.series, bands=False)}"
             '<p class="finding" id="relation-text" aria-live="polite"></p>\n'
             '<div class="chart large" id="relation"></div>\n<p class="caption" id="relation-about"></p>\n'
         )
     if undefined:
         reasons = relations["note"].unique(maintain_order=True).to_list()
-        body += "".join(
-            f'<p class="finding">No correlation is computed: {_text(reason)}.</p>' for reason in reasons[:5]
-        )
+        body += "".join(f'<p class="finding">No correlation is computed: {text(reason)}.</p>' for reason in reasons[:5])
     else:
         body += _relation_table(relations)
     return f'<section id="relations"><h2>Does geometry go with robustness?</h2>\n{body}</section>'
@@ -302,13 +250,13 @@ def _relation_table(relations: pl.DataFrame) -> str:
     for (row, held), each, left in zip(pairs, notes, own, strict=True):
         mark = " †" if SAME_SIDE in each and SAME_SIDE not in shared else ""
         cells = [
-            f"<td>{_text(measure(row['geometry']).title)}</td><td>{_text(measure(row['robustness']).title)}{mark}</td>",
+            f"<td>{text(measure(row['geometry']).title)}</td><td>{text(measure(row['robustness']).title)}{mark}</td>",
             *(
                 f'<td class="number">{relation_text(r)}</td><td class="number">{_p(r["p_holm"])}</td>'
                 for r in (row, held)
             ),
             f'<td class="number">{row["networks"]}</td>' if len(counts) > 1 else "",
-            f'<td class="note">{_text("; ".join(left))}</td>' if any(own) else "",
+            f'<td class="note">{text("; ".join(left))}</td>' if any(own) else "",
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = (
@@ -318,8 +266,8 @@ def _relation_table(relations: pl.DataFrame) -> str:
         + ('<th class="note">Note</th>' if any(own) else "")
     )
     return (
-        f"<h3>All {_count(len(plain), 'pair')}, strongest first</h3>\n"
-        f'<p class="caption">{_text(_table_words(plain, relations, shared, notes))}</p>\n'
+        f"<h3>All {count(len(plain), 'pair')}, strongest first</h3>\n"
+        f'<p class="caption">{text(_table_words(plain, relations, shared, notes))}</p>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of relations">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
@@ -364,9 +312,9 @@ def _everything(found: Findings, omitted: list[str]) -> str:
         '<section id="everything"><h2>Everything</h2>\n'
         f'<p class="caption">Every measure {each}. Press a column’s name to sort. '
         "The full table, with one row per network and unit, is in the folder <code>table</code> of the results. "
-        f"{_text(' '.join(omitted))}</p>\n"
+        f"{text(' '.join(omitted))}</p>\n"
         '<div class="controls"><label>Search (all words must occur)<input type="search" id="search" '
-        f'placeholder="{_text(example)}" autocomplete="off"></label></div>\n'
+        f'placeholder="{text(example)}" autocomplete="off"></label></div>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of everything">'
         f'<table><thead><tr>{head}</tr></thead><tbody id="rows"></tbody></table></div>\n'
         '<p class="caption" id="found" aria-live="polite"></p>'
@@ -377,65 +325,23 @@ def _everything(found: Findings, omitted: list[str]) -> str:
 def _provenance(provenance: Mapping[str, Any]) -> str:
     entries = []
     if command := provenance.get("command"):
-        entries.append(("Command", f"<code>{_text(command)}</code>"))
+        entries.append(("Command", f"<code>{text(command)}</code>"))
     for name, key in (("Study", "study"), ("Networks", "networks"), ("Started", "started")):
         if provenance.get(key) is not None:
-            entries.append((name, _text(provenance[key])))
+            entries.append((name, text(provenance[key])))
     if provenance.get("seconds") is not None:
         entries.append(("Duration", _duration(float(provenance["seconds"]))))
     if provenance.get("seeds"):
-        entries.append(("Seeds", _text(", ".join(map(str, provenance["seeds"])))))
+        entries.append(("Seeds", text(", ".join(map(str, provenance["seeds"])))))
     for name, key in (("Device", "device"), ("Threads", "threads"), ("Host", "host")):
         if provenance.get(key) is not None:
-            entries.append((name, _text(provenance[key])))
+            entries.append((name, text(provenance[key])))
     if versions := provenance.get("versions"):
-        entries.append(("Versions", _text(", ".join(f"{name} {version}" for name, version in versions.items()))))
-    entries += [("Note", _text(note)) for note in provenance.get("notes") or ()]
+        entries.append(("Versions", text(", ".join(f"{name} {version}" for name, version in versions.items()))))
+    entries += [("Note", text(note)) for note in provenance.get("notes") or ()]
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries)
     body = f"<dl>{items}</dl>" if items else '<p class="caption">Nothing was recorded about how this was made.</p>'
     return f'<section id="provenance"><h2>Provenance</h2>\n{body}</section>'
-
-
-def _legend(series: list[str], bands: bool = True) -> str:
-    """Check boxes that show or hide a recipe in every chart."""
-    band = '<label class="bands"><input type="checkbox" checked> interval bands</label>' if bands else ""
-    if len(series) == 1:
-        return f'<fieldset class="legend">{band}</fieldset>'
-    boxes = "".join(
-        f'<label><input type="checkbox" checked data-series="{_text(name)}">{_swatch(place)}{_text(name)}</label>'
-        for place, name in enumerate(series)
-    )
-    return f'<fieldset class="legend"><legend>Show</legend>{boxes}{band}</fieldset>\n'
-
-
-SHAPE_PATHS = {
-    "circle": "M18 8m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
-    "square": "M14.5 4.5h7v7h-7z",
-    "triangle-up": "M18 3.5l4.5 8h-9z",
-    "diamond": "M18 3l4.5 5l-4.5 5l-4.5 -5z",
-    "cross": "M16.5 3.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
-    "triangle-down": "M18 12.5l4.5 -8h-9z",
-    "triangle-right": "M14 3.5l8 4.5l-8 4.5z",
-}
-
-
-def _swatch(place: int) -> str:
-    look = charts.style(place)
-    dash = f' stroke-dasharray="{" ".join(map(str, look["dash"]))}"' if look["dash"][1] else ""
-    colour = look["colour"]
-    return (
-        '<svg width="36" height="16" viewBox="0 0 36 16" aria-hidden="true">'
-        f'<path d="M1 8h34" stroke="{colour}" stroke-width="2"{dash}/>'
-        f'<path d="{SHAPE_PATHS[look["shape"]]}" fill="{colour}"/></svg>'
-    )
-
-
-def _select(name: str, label: str, entries: list[tuple[str, str]], chosen: str) -> str:
-    options = "".join(
-        f'<option value="{_text(value)}"{" selected" if value == chosen else ""}>{_text(text)}</option>'
-        for value, text in entries
-    )
-    return f'<label>{label}<select id="{name}">{options}</select></label>'
 
 
 def _interval_words(found: Findings, layers: bool = False) -> str:
@@ -513,16 +419,8 @@ def _short(column: pl.Series) -> list[float | None]:
     return column.round_sig_figs(4).to_list()
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
     return " ".join(f"{value} {unit}" for value, unit in parts if value) or "under 1 s"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

@@ -1,7 +1,6 @@
 """The table in the form that charts and sentences need: means over the networks of a series, with intervals."""
 
 import re
-from typing import Any
 
 import polars as pl
 from scipy.stats import t
@@ -10,6 +9,8 @@ from geophone.relate import NATURAL
 from geophone.report.words import PROFILE, condition_label, level_label, measure
 
 WHERE = ["family", "perturbation", "level", "layer", "depth", "metric"]
+
+RADII = ("half_accuracy_eps", "median_minimum_norm")
 
 # From so many networks on, the spread of a series is estimated from itself alone.
 OWN_SPREAD = 5
@@ -35,29 +36,25 @@ def summarise(table: pl.DataFrame) -> pl.DataFrame:
 
     Returns:
         Columns series, family, perturbation, level, layer, depth, metric, value, low, high, networks, label,
-        level_label. For the interval see `over_networks`.
+        level_label. `level` is null for what belongs to a perturbation at no one level. For the interval see
+        `over_networks`.
     """
+    beyond = pl.col("metric").is_in(RADII) & pl.col("value").is_null().any().over("series", *WHERE)
     rows = table.filter(
-        pl.col("unit").is_null() & ~pl.col("metric").str.starts_with("check.") & pl.col("value").is_not_null()
+        pl.col("unit").is_null()
+        & ~pl.col("metric").str.starts_with("check.")
+        & pl.col("value").is_not_null()
+        & ~beyond  # a mean over the rest would be too small: see `summarise_radii`
     )
     grouped = over_networks(rows, WHERE)
-    where = ["family", "perturbation", "level"]
-    labels = [
-        {
-            "family": f,
-            "perturbation": p,
-            "level": v,
-            "label": condition_label(f, p, v),
-            "level_label": level_label(f, v),
-        }
-        for f, p, v in grouped.select(where).unique().iter_rows()
-    ]
-    schema: dict[str, Any] = {
-        **{name: grouped.schema[name] for name in where},
-        "label": pl.String,
-        "level_label": pl.String,
-    }
-    return grouped.join(pl.DataFrame(labels, schema=schema), on=where, how="left", maintain_order="left")
+    conditions = list(grouped.select("family", "perturbation", "level").iter_rows())
+    labels, levels = (
+        {condition: words(*condition) for condition in set(conditions)} for words in (condition_label, level_label)
+    )
+    return grouped.with_columns(
+        pl.Series("label", [labels[condition] for condition in conditions], pl.String),
+        pl.Series("level_label", [levels[condition] for condition in conditions], pl.String),
+    )
 
 
 def summarise_sides(table: pl.DataFrame) -> pl.DataFrame:
@@ -83,6 +80,54 @@ def summarise_sides(table: pl.DataFrame) -> pl.DataFrame:
     types = rows.group_by(*network, "perturbation", maintain_order=True).agg(means)
     whole = types.group_by(network, maintain_order=True).agg(pl.lit(None, pl.String).alias("perturbation"), *means)
     return over_networks(pl.concat([whole, types]), ["side", "perturbation", "metric"])
+
+
+def summarise_scores(scores: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """Mean over the networks of each series of their scores under corruption, with its interval.
+
+    Args:
+        scores: From `scores`.
+        series: The columns job and series.
+
+    Returns:
+        Columns series, source, corruption, severity, metric, value, low, high, networks. See `over_networks`.
+    """
+    rows = scores.filter(pl.col("value").is_not_null()).join(series, on="job", how="left", maintain_order="left")
+    return over_networks(rows, ["source", "corruption", "severity", "metric"])
+
+
+def summarise_radii(table: pl.DataFrame) -> pl.DataFrame:
+    """How far attacks must go: `half_accuracy_eps` and `median_minimum_norm`, means over the networks of each series.
+
+    A network that has no such radius among those tried has it beyond them. A mean without it would be too small, so
+    there is none: `missing` counts these networks, and `value` is null where there are any. Likewise the interval has
+    no upper end where that of a network has none.
+
+    Returns:
+        Columns series, perturbation, metric, value, low, high, networks, missing, beyond (the largest radius tried).
+    """
+    rows = table.filter(pl.col("metric").is_in(RADII))
+    where = ["series", "perturbation", "metric"]
+    known = over_networks(rows.filter(pl.col("value").is_not_null()), where[1:])
+    counts = rows.group_by(where, maintain_order=True).agg(
+        networks=pl.len(),
+        missing=pl.col("value").null_count(),
+        endless=(pl.col("high").is_null() & pl.col("low").is_not_null()).any(),
+    )
+    tried = table.filter(pl.col("metric") == "robust_accuracy")
+    beyond = tried.group_by("perturbation").agg(beyond=pl.col("level").max())
+    both = counts.join(known.drop("networks"), on=where, how="left", maintain_order="left")
+    both = both.join(beyond, on="perturbation", how="left", maintain_order="left")
+    every = pl.col("missing") == 0
+    return both.select(
+        *where,
+        pl.when(every).then("value").alias("value"),
+        pl.when(every).then("low").alias("low"),
+        pl.when(every & ~pl.col("endless")).then("high").alias("high"),
+        "networks",
+        "missing",
+        "beyond",
+    ).sort("perturbation", maintain_order=True)
 
 
 def over_networks(rows: pl.DataFrame, where: list[str]) -> pl.DataFrame:
@@ -161,13 +206,11 @@ def thinned(summary: pl.DataFrame, most: int = MOST_ROWS) -> tuple[pl.DataFrame,
     kept = summary.filter(~pl.col("metric").str.contains("|".join(f"^{name}" for name in REDUNDANT)))
     omitted = []
     whole = pl.col("layer").is_null()
-    strongest = pl.col("level") == pl.col("level").max().over("perturbation")
+    strongest = pl.col("level") == pl.col("level").filter(~whole).max().over("perturbation")
+    secondary = "secondary layer measures (90 % and 99 % dimensions, floors, participation ratio, dead units)"
     steps = [
+        (secondary, whole | ~_ends(*SECONDARY)),
         ("layer rows at all but the highest level of each perturbation", whole | strongest),
-        (
-            "secondary layer measures",
-            whole | ~_ends(*SECONDARY),
-        ),
         ("layer rows on perturbed images", whole | (pl.col("family") == "clean")),
     ]
     for what, keep in steps:

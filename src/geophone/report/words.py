@@ -1,7 +1,9 @@
 """What the report calls things, and how it writes numbers."""
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, isclose
+
+from geophone.scores import GROUPS, type_of
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,32 @@ MEASURES: dict[str, Measure] = {
         "Mean over levels within a perturbation, then over the noise and corruption types.",
     ),
     "attack_accuracy": Measure("Accuracy under attack", "Mean over levels within an attack, then over the attacks."),
+    "robust_accuracy": Measure(
+        "Robust accuracy",
+        "Share of images still classified correctly when the attack may move them by up to eps. Higher: better.",
+    ),
+    "half_accuracy_eps": Measure(
+        "eps at half accuracy",
+        "Radius of the attack at which accuracy is half of the clean accuracy, for images in [0, 1]. Higher: better.",
+        (0.0, inf),
+    ),
+    "median_minimum_norm": Measure(
+        "Median minimum norm",
+        "Size of the smallest perturbation found that changes an image’s answer, median over the images; 0 for those "
+        "that were wrong already. Higher: better.",
+        (0.0, inf),
+    ),
+    "corruption_accuracy": Measure(
+        "Accuracy", "Share of corrupted images classified correctly, mean over severities, then types. Higher: better."
+    ),
+    "corruption_accuracy_relative": Measure(
+        "Divided by clean accuracy", "1: the corruption costs nothing. Higher: better.", (0.0, inf)
+    ),
+    "corruption_accuracy_above_chance": Measure(
+        "Above chance",
+        "(accuracy − 1/classes)/(1 − 1/classes). 0: guessing; 1: all right. Higher: better.",
+        (-inf, 1.0),
+    ),
 }
 PROFILE = tuple(list(MEASURES)[: list(MEASURES).index("accuracy")])
 
@@ -146,14 +174,49 @@ def p_value(p: float) -> str:
     return f"<{SPACE}0.001" if p < 0.001 else f"={SPACE}{p:.3f}"
 
 
-def level_label(family: str, level: float) -> str:
-    """How strong: an attack's radius as so many 255ths where it is one, else plainly."""
-    in_255 = level * 255
-    if family == "attack" and level < 0.2 and abs(2 * in_255 - round(2 * in_255)) < 1e-2 and in_255 > 0.4:
-        return f"{in_255:.3g}/255"
-    return f"{level:.3g}"
+def in_255ths(perturbation: str) -> bool:
+    """Whether an attack moves single pixels by at most eps (l∞), which is usual to say in 255ths."""
+    return "Linf" in perturbation or perturbation.startswith("FGSM")
 
 
-def condition_label(family: str, perturbation: str, level: float) -> str:
-    """A perturbation with its level, or `clean images`."""
-    return "clean images" if family == "clean" else f"{perturbation} at {level_label(family, level)}"
+def level_label(family: str, perturbation: str, level: float | None) -> str:
+    """How strong: an l∞ attack's radius as so many 255ths where it is round in them, else plainly; empty if none."""
+    if level is None:
+        return ""
+    plain, quarters = f"{level:.3g}", round(level * 255 * 4)
+    radius = family == "attack" and in_255ths(perturbation)
+    if radius and not isclose(float(plain), level) and isclose(quarters / 255 / 4, level, rel_tol=1e-4):
+        return f"{quarters / 4:g}/255"
+    return plain
+
+
+def condition_label(family: str, perturbation: str, level: float | None) -> str:
+    """A perturbation with its level, if it has one, or `clean images`."""
+    if family == "clean":
+        return "clean images"
+    if level is None:
+        return perturbation
+    severity = "severity " if has_severity(family, perturbation) else ""
+    return f"{perturbation} at {severity}{level_label(family, perturbation, level)}"
+
+
+def has_severity(family: str, perturbation: str) -> bool:
+    """Whether it is one of the 19 corruptions, whose levels are severities from 1 to 5."""
+    return family == "corruption" and any(type_of(perturbation) in group for group in GROUPS.values())
+
+
+SOURCES = {
+    "preset='cifar10'": "the constants of CIFAR-10-C",
+    "preset='tiny_imagenet'": "the constants of Tiny ImageNet-C",
+    "preset='imagenet'": "the constants of ImageNet-C",
+    "published='cifar10_c'": "the published files of CIFAR-10-C",
+    "published='cifar100_c'": "the published files of CIFAR-100-C",
+    "published='tiny_imagenet_c'": "the published files of Tiny-ImageNet-C",
+    "published='imagenet_c'": "the published files of ImageNet-C",
+}
+"""What corruptions are made with, for what the table names."""
+
+
+def radius(perturbation: str, value: float) -> str:
+    """A distance in an attack's norm: in 255ths for l∞."""
+    return f"{value * 255:.3g}/255" if in_255ths(perturbation) else f"{value:.3g}"

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 
 from geophone import table
+from geophone.checks import attack_checks
 from geophone.data import load
 from geophone.errors import unknown
 from geophone.files import make_folder, write_text
@@ -147,6 +149,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         columns=measured,
         progress=stage("curves over eps"),
     )
+    believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
     course = table.frame(
         {**columns, "epoch": int(record["epoch"]), "metric": metric, "value": record[key], "n": n}
         for record in history
@@ -155,7 +158,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
             ("validation_accuracy", "accuracy", len(data.val)),
         )
     )
-    table.write(rows.vstack(radii).vstack(course), shard)
+    table.write(pl.concat([rows, radii, believed, course]), shard)
     checkpoint.unlink(missing_ok=True)
     if finished := stage("done"):
         finished(1, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geophone.perturb.attacks.ascent import Ascent, checked_logits, classes_of, is_fooled
 from geophone.perturb.attacks.base import Attack
-from geophone.perturb.attacks.losses import Loss, dlr, find_loss, margin, targeted_dlr
+from geophone.perturb.attacks.losses import Loss, find_loss, margin, targeted_dlr
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
@@ -139,7 +139,7 @@ class _Run:
         if onward:
             logits, values, self.gradient = ascent(self.at, self.y, loss)
         else:
-            logits, values = _evaluated(ascent, self.at, self.y, loss)
+            logits, values = evaluate(ascent, self.at, self.y, loss)
         higher = values > self.highest_loss
         self.rises = self.rises + (values > self.loss)
         self.loss, self.highest_loss = values, values.maximum(self.highest_loss)
@@ -250,8 +250,7 @@ class _APGD(Attack):
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """One run from a random start, or one for each target."""
-        loss = _dlr if self.loss == "dlr" else find_loss(self.loss)
-        ascent = Ascent(model, loss, self.draws, classes_of(y))
+        ascent = Ascent(model, _climbable(self.loss), self.draws, classes_of(y))
         if self.targets:
             found = self._to_targets(ascent, x, y, rng, stop)
         else:
@@ -266,7 +265,7 @@ class _APGD(Attack):
 
     def _to_targets(self, ascent: Ascent, x: Tensor, y: Tensor, rng: Draws, stop: bool) -> Tensor:
         """One run to each target; of each example the run with the largest margin."""
-        logits, _ = _evaluated(ascent, x, y, margin)
+        logits, _ = evaluate(ascent, x, y, margin)
         wrong = logits.scatter(1, y[:, None], -math.inf)
         targets = wrong.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
         found, largest = x.clone(), x.new_full((len(x),), -math.inf)
@@ -299,7 +298,7 @@ class LinfAPGD(_APGD):
             targeted difference of logits ratio; of each example the run with the largest margin is kept.
         draws: Passes that are averaged for each step; more than 1 for stochastic networks.
 
-    Where a network has too few classes for a difference of logits ratio (3, with targets 4), its numerator is climbed.
+    Where a network has too few classes for `scaled_ce` and `dlr` (3; 4 with targets), a margin is climbed.
 
     References:
         Croce & Hein 2020, arXiv:2003.01690.
@@ -361,21 +360,22 @@ class L1APGD(_APGD):
         """Runs in three balls, from the largest to that of radius eps."""
         early = 3 * self.steps // 10
         phases = [(3 * self.eps, early), (2 * self.eps, early)] if early else []
-        start = x + rng.normal("start", *x.shape[1:]).to(x.dtype)
+        phases.append((self.eps, self.steps - 2 * early))
+        start = x + phases[0][0] * self.norm.uniform(rng, x)
         for radius, steps in phases:
-            inside = self.norm.inside(start, x, radius)
-            start = apgd(ascent, x, y, inside, norm=self.norm, eps=radius, steps=steps, target=target).highest
-        return apgd(
-            *(ascent, x, y, self.norm.inside(start, x, self.eps)),
-            norm=self.norm,
-            eps=self.eps,
-            steps=self.steps - 2 * early,
-            target=target,
-            stop=stop,
-        )
+            climb = apgd(
+                *(ascent, x, y, self.norm.inside(start, x, radius)),
+                norm=self.norm,
+                eps=radius,
+                steps=steps,
+                target=target,
+                stop=stop and radius == self.eps,
+            )
+            start = climb.highest
+        return climb
 
 
-def _evaluated(
+def evaluate(
     ascent: Ascent, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], loss: Loss
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
     """Logits and loss, each the mean over the draws, without the gradient."""
@@ -387,8 +387,15 @@ def _evaluated(
     return torch.stack(draws).mean(0), torch.stack(losses).mean(0)
 
 
-def _dlr(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return dlr(logits, y) if logits.shape[1] > 2 else margin(logits, y)
+def _climbable(name: str) -> Loss:
+    """The loss of that name; the margin for networks that have too few classes for it.
+
+    With 2 classes the scaled cross-entropy has a gradient, but only two values; the difference of logits ratio needs 3.
+    """
+    loss = find_loss(name)
+    if name not in ("scaled_ce", "dlr"):
+        return loss
+    return lambda logits, y: loss(logits, y) if logits.shape[1] > 2 else margin(logits, y)
 
 
 def _towards(target: Int[Tensor, " n"]) -> Loss:

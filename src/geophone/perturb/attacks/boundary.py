@@ -7,9 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.perturb.attacks.ascent import Ascent, checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.ascent import checked_logits, classes_of, is_fooled
 from geophone.perturb.attacks.base import MinimumNormAttack
-from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import Norm
 from geophone.rng import Draws
 from geophone.types import Model
@@ -81,46 +80,45 @@ class ClosestAttack(MinimumNormAttack):
         return closest.images
 
 
-class Boundaries(Ascent):
-    """The boundary between the true class and each other one, replaced by its tangent plane at an image."""
+def nearest_boundary(
+    model: Model,
+    x: Float[Tensor, "n ..."],
+    y: Int[Tensor, " n"],
+    among: Int[Tensor, "n r"] | int,
+    norm: Norm,
+    least: int = 0,
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"], Float[Tensor, "n ..."]]:
+    """The logits, and z_j - z_y and its gradient for the class j whose linearised boundary is nearest.
 
-    def __init__(self, model: Model, norm: Norm, classes: int) -> None:
-        super().__init__(model, margin, classes=classes)
-        self.dual = DUAL[norm.order]
+        distance = |z_j - z_y| / ‖∇(z_j - z_y)‖_q,   1/p + 1/q = 1
 
-    def nearest(
-        self, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], among: Int[Tensor, "n r"] | int
-    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"], Float[Tensor, "n ..."]]:
-        """The logits, and z_j - z_y and its gradient for the class j whose plane is nearest.
+    Costs one forward pass, and one backward pass for each class.
 
-            distance = |z_j - z_y| / ‖∇(z_j - z_y)‖_q,   1/p + 1/q = 1
+    Args:
+        model: The network.
+        x: Images.
+        y: Their labels.
+        among: The classes j, `[n, r]`, without the true one; or how many, then those with the largest logits.
+        norm: The norm whose p counts.
+        least: The fewest classes that the labels allow, when it is known.
 
-        Costs one forward pass, and one backward pass for each class.
-
-        Args:
-            x: Images.
-            y: Their labels.
-            among: The classes j, `[n, r]`, without the true one; or how many, then those with the largest logits at x.
-        """
-        x = x.detach().requires_grad_()
-        logits = checked_logits(self.model(x), y, self.classes)
-        classes = rivals(logits.detach(), y, among) if isinstance(among, int) else among
-        true = logits.gather(1, y[:, None])[:, 0]
-        lead, slope, nearest = torch.zeros_like(true), torch.zeros_like(true), torch.zeros_like(x)
-        for rank in range(classes.shape[1]):
-            other = logits.gather(1, classes[:, rank, None])[:, 0] - true
-            gradient = input_gradient(other, x, again=rank + 1 < classes.shape[1])
-            steepness = torch.linalg.vector_norm(gradient.flatten(1), self.dual, dim=1)
-            # |a| / s < |b| / t without the quotients: a boundary without a slope is infinitely far.
-            nearer = (other.abs() * slope < lead.abs() * steepness) | (slope == 0)
-            lead, slope = torch.where(nearer, other, lead).detach(), torch.where(nearer, steepness, slope)
-            nearest = torch.where(column(nearer, x), gradient, nearest).detach()
-            self._note(steepness)
-        return logits.detach(), lead, nearest
-
-    def _note(self, numbers: Tensor) -> None:
-        finite = numbers.sum().isfinite()
-        self._finite = finite if self._finite is None else self._finite & finite
+    Raises:
+        GeophoneError: the model doesn't give logits for these labels, or no gradient, or one that isn't finite.
+    """
+    x = x.detach().requires_grad_()
+    logits = checked_logits(model(x), y, least)
+    classes = rivals(logits.detach(), y, among) if isinstance(among, int) else among
+    true = logits.gather(1, y[:, None])[:, 0]
+    lead, steepness, normal = torch.zeros_like(true), torch.zeros_like(true), torch.zeros_like(x)
+    for rank in range(classes.shape[1]):
+        other = logits.gather(1, classes[:, rank, None])[:, 0] - true
+        gradient = input_gradient(other, x, again=rank + 1 < classes.shape[1])
+        other, slope = other.detach(), torch.linalg.vector_norm(gradient.flatten(1), DUAL[norm.order], dim=1)
+        # |a| / s < |b| / t without the quotients: a boundary without a slope is infinitely far.
+        nearer = (other.abs() * steepness < lead.abs() * slope) | (steepness == 0)
+        lead, steepness = torch.where(nearer, other, lead), torch.where(nearer, slope, steepness)
+        normal = torch.where(column(nearer, x), gradient, normal)
+    return logits.detach(), lead.detach(), normal.detach()
 
 
 def rivals(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], count: int) -> Int[Tensor, "n r"]:
@@ -133,7 +131,7 @@ def input_gradient(values: Float[Tensor, " n"], x: Float[Tensor, "n ..."], again
     """Gradient of the values' sum with respect to x; `again` keeps the graph for another.
 
     Raises:
-        GeophoneError: the values don't depend on x.
+        GeophoneError: the values don't depend on x, or the gradient isn't finite.
     """
     gradient = None
     if values.requires_grad:
@@ -143,6 +141,8 @@ def input_gradient(values: Float[Tensor, " n"], x: Float[Tensor, "n ..."], again
             "the model passes no gradient on to its input, so it cannot be attacked by gradients. Take out what blocks "
             "them (torch.no_grad, .detach(), .data, numpy, rounding), or use an attack without gradients (Square)."
         )
+    if not bool(gradient.sum().isfinite()):
+        raise GeophoneError("the gradient of the model's logits is NaN or infinite: check its weights and its logits.")
     return gradient
 
 

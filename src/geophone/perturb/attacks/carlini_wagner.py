@@ -164,7 +164,8 @@ class L2FMN(ClosestAttack):
         ascent = Ascent(model, margin, classes=logits.shape[1])
         rows = closest.unsolved()
         x, y = closest.x[rows], y[rows]
-        moved, radius = x, torch.full_like(closest.distance[rows], torch.inf)
+        moved, radius = x, torch.zeros_like(closest.distance[rows])
+        farthest = math.sqrt(x[0].numel()) if len(x) else 0
         for step in range(self.steps):
             if not len(rows):
                 break
@@ -182,10 +183,11 @@ class L2FMN(ClosestAttack):
             direction = L2.steepest(gradient)
             slope = (gradient * direction).flatten(1).sum(1)
             delta = moved - x
-            ahead = L2.length(delta) + (lead.abs() / slope).nan_to_num(torch.inf)
-            onward = torch.where(best.isinf(), ahead, radius * (1 + gamma))
-            radius = torch.where(fooled, torch.minimum(radius, best) * (1 - gamma), onward)
-            delta = delta.add_(direction, alpha=alpha)
-            share = radius / L2.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
-            moved = (x + delta * column(share.clamp(max=1), x)).clamp_(0, 1)
+            grown = radius * (1 + gamma)
+            boundary = L2.length(delta) + (lead.abs() / slope).nan_to_num(0)
+            grown = torch.where(best.isinf(), torch.maximum(grown, boundary), grown)
+            radius = torch.where(fooled, torch.minimum(radius, best) * (1 - gamma), grown).clamp(max=farthest)
+            # Back on the sphere, also from inside it.
+            delta = L2.steepest(delta.add_(direction, alpha=alpha))
+            moved = (x + column(radius, x) * delta).clamp_(0, 1)
         ascent.check()

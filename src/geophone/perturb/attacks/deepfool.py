@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geophone.perturb.attacks.ascent import FOOLED, classes_of, until_fooled
+from geophone.perturb.attacks.ascent import FOOLED, classes_of, is_fooled, until_fooled
 from geophone.perturb.attacks.base import MinimumNormAttack
-from geophone.perturb.attacks.boundary import Boundaries, column
-from geophone.perturb.attacks.losses import margin
+from geophone.perturb.attacks.boundary import column, nearest_boundary
 from geophone.perturb.attacks.norms import L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
@@ -36,25 +35,24 @@ class _DeepFool(MinimumNormAttack):
 
     def approach(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
         """Steps over the nearest plane until the network is fooled; x where it never is."""
-        boundaries = Boundaries(model, self.norm, classes_of(y))
+        least = classes_of(y)
 
         def step(_: Tensor, y: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-            logits, lead, gradient = boundaries.nearest(moved, y, self.candidates - 1)
+            logits, lead, gradient = nearest_boundary(model, moved, y, self.candidates - 1, self.norm, least)
             # To where the other class leads by enough to count: an example on the boundary itself fools no one.
             missing = 2 * FOOLED * logits.abs().amax(1) - lead
             direction = self.norm.steepest(gradient)
             slope = (gradient * direction).flatten(1).sum(1)
+            length = (missing / slope).nan_to_num(0).add(NUDGE).mul(1 + self.overshoot)
             # No move within [0, 1] is longer, in any norm, than there are values.
-            length = (missing / slope).nan_to_num(0).add(NUDGE).mul(1 + self.overshoot).clamp(0, moved[0].numel())
-            return logits, (moved + column(length, moved) * direction).clamp_(0, 1)
+            return logits, (moved + column(length.clamp(max=moved[0].numel()), x) * direction).clamp_(0, 1)
 
         found = until_fooled(step, x, y, x, self.steps)
-        boundaries.check()
         with torch.no_grad():
-            fooled = column(margin(model(found), y) > 0, x)
-            found = torch.where(fooled, found, (x + (1 + self.overshoot) * (found - x)).clamp(0, 1))
-            fooled = column(margin(model(found), y) > 0, x)
-        return torch.where(fooled, found, x)
+            # Some end on a boundary that their short last steps don't cross: the overshoot of the whole way does.
+            stuck = column(~is_fooled(model(found), y), x)
+            found = torch.where(stuck, (x + (1 + self.overshoot) * (found - x)).clamp_(0, 1), found)
+            return torch.where(column(is_fooled(model(found), y), x), found, x)
 
 
 @PERTURBATIONS.register

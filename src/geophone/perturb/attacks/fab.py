@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.perturb.attacks.ascent import is_fooled
-from geophone.perturb.attacks.boundary import Boundaries, Closest, ClosestAttack, column, rivals
+from geophone.perturb.attacks.ascent import FOOLED, is_fooled
+from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column, nearest_boundary, rivals
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
@@ -35,13 +35,11 @@ class _FAB(ClosestAttack):
 
     def improve(self, closest: Closest, logits: Tensor, y: Tensor, model: Model) -> None:
         """One search for each target, or one for all."""
-        boundaries = Boundaries(model, self.norm, logits.shape[1])
         towards = rivals(logits, y, self.targets or logits.shape[1])
         for classes in towards.split(1, dim=1) if self.targets else [towards]:
-            self._descend(boundaries, closest, y, classes)
-        boundaries.check()
+            self._descend(model, closest, y, classes)
 
-    def _descend(self, boundaries: Boundaries, closest: Closest, y: Tensor, classes: Tensor) -> None:
+    def _descend(self, model: Model, closest: Closest, y: Tensor, classes: Tensor) -> None:
         """The steps from x, towards the nearest boundary of these classes, `[n, r]`."""
         rows = closest.unsolved()
         moved = closest.x[rows]
@@ -49,7 +47,9 @@ class _FAB(ClosestAttack):
             if not len(rows):
                 return
             x, label = closest.x[rows], y[rows]
-            _, lead, normal = boundaries.nearest(moved, label, classes[rows])
+            logits, lead, normal = nearest_boundary(model, moved, label, classes[rows], self.norm)
+            # To where the other class leads by enough to count: an example on the boundary itself fools no one.
+            lead = lead - 2 * FOOLED * logits.abs().amax(1)
             # Two moves onto the plane: from where the search is, and from the image, which keeps the search near it.
             lead_at_x = lead + ((x - moved) * normal).flatten(1).sum(1)
             points = torch.stack([moved, x]).flatten(2)
@@ -59,7 +59,7 @@ class _FAB(ClosestAttack):
             from_moved, from_x = (points + self.eta * onto).reshape(2, *x.shape)
             moved = torch.lerp(from_moved, from_x, column(weight, x)).clamp_(0, 1)
             with torch.no_grad():
-                fooled = is_fooled(boundaries.model(moved), label)
+                fooled = is_fooled(model(moved), label)
             closest.offer(rows, moved, fooled)
             moved = torch.where(column(fooled, x), torch.lerp(x, moved, self.beta), moved)
             if closest.enough > 0:
@@ -139,7 +139,7 @@ class L1FAB(_FAB):
     """
 
     eps: float = 12.0
-    levels: ClassVar[tuple[float, ...]] = (3.0, 6.0, 12.0, 24.0)
+    levels: ClassVar[tuple[float, ...]] = (1.0, 3.0, 6.0, 12.0)
     norm: ClassVar[Norm] = L1
 
 

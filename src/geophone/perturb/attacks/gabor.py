@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geophone.perturb.attacks.base import UNITS
-from geophone.perturb.attacks.layer import Laid, LayerAttack, own_kernels
+from geophone.perturb.attacks.layer import Laid, LayerAttack
 from geophone.perturb.attacks.norms import LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
@@ -44,7 +44,7 @@ class GaborAttack(LayerAttack):
         steps: How many steps, at least 1.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
         draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
-        step_size: Change of an intensity in a step.
+        step_size: Change of an intensity in a step; 2.5/steps when None.
         density: Share of pixels with a kernel, in [0, 1]; at least one has.
 
     References:
@@ -52,7 +52,7 @@ class GaborAttack(LayerAttack):
     """
 
     eps: float = 75 / 255
-    step_size: float = 0.05
+    step_size: float | None = None
     density: float = 1 / 14
     levels: ClassVar[tuple[float, ...]] = (6.25 / 255, 12.5 / 255, 25 / 255, 75 / 255)
     norm: ClassVar[Norm] = LINF
@@ -61,7 +61,8 @@ class GaborAttack(LayerAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "step_size", 0.0)
+        if self.step_size is not None:
+            check_number(self, "step_size", 0.0)
         check_number(self, "density", 0.0, 1.0)
 
     def layer(self, x: Tensor, rng: Draws) -> tuple[Tensor, Laid]:
@@ -73,13 +74,23 @@ class GaborAttack(LayerAttack):
 
         def laid(z: Tensor, rows: Tensor) -> Tensor:
             sparse = z.new_zeros(len(z), h * w).scatter(1, places[rows], z).reshape(-1, 1, h, w)
-            return (x[rows] + self.eps * texture(own_kernels(sparse, kernels[rows]))).clamp(0, 1)
+            return (x[rows] + self.eps * texture(convolved(sparse, kernels[rows]))).clamp(0, 1)
 
         return 2 * rng.uniform("intensity", count).to(x.dtype) - 1, laid
 
     def onward(self, z: Tensor, gradient: Tensor) -> Tensor:
         """A signed step, clipped to [-1, 1]."""
-        return (z + self.step_size * gradient.sign()).clamp(-1, 1)
+        step_size = 2.5 / self.steps if self.step_size is None else self.step_size
+        return (z + step_size * gradient.sign()).clamp(-1, 1)
+
+
+def convolved(images: Float[Tensor, "m 1 h w"], kernels: Float[Tensor, "m 1 23 23"]) -> Float[Tensor, "m 1 h w"]:
+    """Each image convolved with a kernel of its own, 0 outside; by Fourier transforms, faster at this size."""
+    h, w = images.shape[-2:]
+    middle = SIZE // 2
+    size = (h + SIZE - 1, w + SIZE - 1)
+    both = torch.fft.rfft2(images, size) * torch.fft.rfft2(kernels, size)
+    return torch.fft.irfft2(both, size)[:, :, middle : middle + h, middle : middle + w]
 
 
 def texture(noise: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
@@ -87,12 +98,14 @@ def texture(noise: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
     fixed = noise.detach()
     mean = fixed.mean((1, 2, 3), keepdim=True)
     size = (fixed - mean).abs()
-    tiny = torch.finfo(noise.dtype).tiny
-    relative = size / size.amax((1, 2, 3), keepdim=True).clamp(min=tiny)
-    gain = (1 + SOFT) / (SOFT + relative)
-    pushed = (noise - mean) * gain
+    pushed = (noise - mean) * ((1 + SOFT) / (SOFT + size / _above_zero(size.amax((1, 2, 3), keepdim=True))))
     low, high = (edge(pushed.detach(), (1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
-    return (pushed - low) / (high - low).clamp(min=tiny)
+    return (pushed - low) / _above_zero(high - low)
+
+
+def _above_zero(scale: Tensor) -> Tensor:
+    """1 where a scale is 0, as that of an image of one pixel."""
+    return torch.where(scale > 0, scale, 1)
 
 
 def gabor_kernels(rng: Draws) -> Float[Tensor, "n 1 23 23"]:

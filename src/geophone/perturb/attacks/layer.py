@@ -72,16 +72,8 @@ class LayerAttack(Attack):
             return laid(z, every)
 
 
-def brightness(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
+def luma(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     """The luma of ITU-R BT.709 of colour images; the mean of the channels where they aren't three."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return torch.einsum("nchw,c->nhw", x, x.new_tensor([0.2126, 0.7152, 0.0722]))[:, None]
-
-
-def own_kernels(images: Float[Tensor, "n k h w"], kernels: Float[Tensor, "n k a b"]) -> Float[Tensor, "n 1 h w"]:
-    """Each image's k channels convolved with k (odd, point-symmetric) of its own and summed; 0 outside."""
-    n, k, h, w = images.shape
-    padding = (kernels.shape[2] // 2, kernels.shape[3] // 2)
-    whole = torch.nn.functional.conv2d(images.reshape(1, n * k, h, w), kernels, padding=padding, groups=n)
-    return whole.reshape(n, 1, h, w)

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d
+from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d
 
-from geophone.perturb.attacks.layer import Laid, LayerAttack, brightness, own_kernels
+from geophone.perturb.attacks.layer import Laid, LayerAttack, luma
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -74,17 +74,12 @@ class SnowAttack(LayerAttack):
 
     def layer(self, x: Tensor, rng: Draws) -> tuple[Tensor, Laid]:
         """Random intensities, and random flakes for each image."""
-        h, w = x.shape[-2:]
+        bleached = (1 - self.discolor) * x + self.discolor * x.maximum(1.5 * luma(x) + 0.5)
         flakes = flake_kernels(rng).to(x.dtype)
-        bleached = (1 - self.discolor) * x + self.discolor * x.maximum(1.5 * brightness(x) + 0.5)
-        places = x.new_zeros(len(PLACES), 1, CELL, 1, CELL)
-        for layer, (row, column) in enumerate(PLACES):
-            places[layer, 0, row, 0, column] = 1
+        h, w = x.shape[-2:]
 
         def laid(z: Tensor, rows: Tensor) -> Tensor:
-            grid = z[:, :, :, None, :, None] ** 4 * places
-            grid = grid.reshape(*z.shape[:2], CELL * z.shape[2], CELL * z.shape[3])[:, :, :h, :w]
-            return (bleached[rows] + self.eps * own_kernels(grid, flakes[rows])).clamp(0, 1)
+            return (bleached[rows] + self.eps * falling(z**4, flakes[rows])[:, :, :h, :w]).clamp(0, 1)
 
         uniform = rng.uniform("intensity", len(PLACES), -(-h // CELL), -(-w // CELL)).to(x.dtype)
         return self._allowed(torch.exp(-uniform / self.budget)), laid
@@ -98,6 +93,25 @@ class SnowAttack(LayerAttack):
         mean = avg_pool2d(z, BLOCK, ceil_mode=True)  # of a smaller square at the edge, over what there is
         share = (self.budget / mean).clamp(max=1).repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
         return z * share[:, :, : z.shape[2], : z.shape[3]]
+
+
+def falling(
+    brightness: Float[Tensor, "m 7 a b"], flakes: Float[Tensor, "m 7 13 13"]
+) -> Float[Tensor, "m 1 height width"]:
+    """Every flake put in its place, with its brightness, and summed: `[m, 1, 4a + 6, 4b + 6]`, cell by cell."""
+    m, layers, rows, columns = brightness.shape
+    side = flakes.shape[-1] + CELL - 1
+    placed = flakes.new_zeros(m, layers, side, side)
+    for layer, (row, column) in enumerate(PLACES):
+        placed[:, layer, row : row + flakes.shape[-2], column : column + flakes.shape[-1]] = flakes[:, layer]
+    # One flake a cell, so the stride does what a convolution would do with sixteen times the multiplications.
+    whole = conv_transpose2d(
+        brightness.reshape(1, m * layers, rows, columns),
+        placed.reshape(m * layers, 1, side, side),
+        stride=CELL,
+        groups=m,
+    )
+    return whole.reshape(m, 1, *whole.shape[-2:])[:, :, REACH:, REACH:]
 
 
 def flake_kernels(rng: Draws) -> Float[Tensor, "n 7 13 13"]:

@@ -72,7 +72,7 @@ class _Square(Attack):
 
     def side(self, query: int, x: Float[Tensor, "n c h w"]) -> int:
         """Side of the square, which shrinks as the search goes on."""
-        elapsed = query * 10_000 / self.queries
+        elapsed = query * 10_000 // self.queries
         share = self.p_init / 2 ** sum(elapsed > edge for edge in HALVINGS)
         height, width = x.shape[2:]
         return max(1, min(round(math.sqrt(share * height * width)), height, width))

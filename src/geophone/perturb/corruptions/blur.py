@@ -3,7 +3,6 @@
 Half-precision images are worked on in float32.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -24,14 +23,15 @@ from geophone.rng import Draws
 class defocus_blur(Corruption):
     """A lens out of focus: each channel convolved with a disk whose edge is smoothed by a small Gaussian.
 
-    Beyond its edges an image is mirrored, without repeating the edge. Constants: the disk's radius and the Gaussian's
-    sigma, in pixels (Hendrycks & Dietterich 2019, arXiv:1903.12261).
+    Beyond its edges an image is mirrored, without repeating the edge. The published kernels of radius 8 and 10 sum to
+    1.013 and 1.011, the others to 1 (see `disk_parts`). Constants: the disk's radius and the Gaussian's sigma, in
+    pixels (Hendrycks & Dietterich 2019, arXiv:1903.12261).
     """
 
     constants: ClassVar[Mapping[str, tuple[tuple[float, float], ...]]] = {
-        "cifar10": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-        "tiny_imagenet": ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
-        "imagenet": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+        "cifar10": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
+        "tiny_imagenet": ((0.5, 0.6), (1.0, 0.1), (1.5, 0.1), (2.5, 0.01), (3.0, 0.1)),
+        "imagenet": ((3.0, 0.1), (4.0, 0.5), (6.0, 0.5), (8.0, 0.5), (10.0, 0.5)),
     }
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
@@ -39,7 +39,7 @@ class defocus_blur(Corruption):
         n, c, h, w = x.shape
         smooth, rings, area = disk_parts(*constants)
         margin = len(rings[0].edge_row) // 2
-        wide = filters.padded(_at_least_float32(x), margin, 2, "mirror")
+        wide = filters.padded(_exact(x), margin, 2, "mirror")
         wide = filters.padded(wide, margin, 3, "mirror")
         soft = filters.shifted_sum(wide, smooth, axis=3)
         bars = wide.new_zeros(n, c, wide.shape[2], w)
@@ -115,14 +115,14 @@ class glass_blur(Corruption):
     constants: ClassVar[Mapping[str, tuple[tuple[float, int, int], ...]]] = {
         "cifar10": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
         "tiny_imagenet": ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
-        "imagenet": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+        "imagenet": ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
     }
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
         sigma, reach, times = constants
         n, c, h, w = x.shape
-        soft = _truncatable(filters.gaussian_filter(_at_least_float32(x), sigma), x.dtype)
+        soft = _truncatable(filters.gaussian_filter(_exact(x), sigma), x.dtype)
         levels = soft.mul_(255).floor_().div_(255)
         if min(h, w) > 2 * reach:
             near = torch.arange(-reach, reach, device=x.device)
@@ -132,9 +132,10 @@ class glass_blur(Corruption):
             plan = rng.uniform("moves", h - 2 * reach, w - 2 * reach).mul_(len(plans)).long()
             source = torch.arange(h * w, device=x.device).expand(n, -1)
             for move in plans.T:
-                source = source.gather(1, copied_from(move.index_select(0, plan.flatten()).view_as(plan), reach, h, w))
+                moved = move.index_select(0, plan.flatten()).view_as(plan)
+                source = source.gather(1, copied_from(moved, reach, h, w))
             levels = levels.flatten(2).gather(2, source[:, None].expand(-1, c, -1)).view_as(levels)
-        return _truncatable(filters.gaussian_filter(levels, sigma), x.dtype)
+        return _truncatable(filters.gaussian_filter(levels, sigma), levels.dtype)
 
 
 def copied_from(move: Int[Tensor, "n a b"], reach: int, height: int, width: int) -> Int[Tensor, "n p"]:
@@ -172,16 +173,16 @@ class motion_blur(Corruption):
     """
 
     constants: ClassVar[Mapping[str, tuple[tuple[int, float], ...]]] = {
-        "cifar10": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-        "tiny_imagenet": ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
-        "imagenet": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        "cifar10": ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
+        "tiny_imagenet": ((10, 1.0), (10, 1.5), (10, 2.0), (10, 2.5), (12, 3.0)),
+        "imagenet": ((10, 3.0), (15, 5.0), (15, 8.0), (15, 12.0), (20, 15.0)),
     }
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
         radius, sigma = constants
         angle = rng.uniform("angle").mul_(90).sub_(45)
-        blurred = filters.motion_blur(_at_least_float32(x), radius, sigma, angle)
+        blurred = filters.motion_blur(_exact(x), radius, sigma, angle)
         return _truncatable(blurred, x.dtype, slack=1 / 514)
 
 
@@ -202,7 +203,7 @@ class zoom_blur(Corruption):
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
         factors = np.arange(1, *constants).tolist()  # whose rounding decides whether the limit itself is one of them
-        exact = _at_least_float32(x)
+        exact = _exact(x)
         total = exact.clone()
         for factor in factors:
             total += filters.clipped_zoom(exact, factor)
@@ -218,24 +219,24 @@ class gaussian_blur(Corruption):
     """
 
     constants: ClassVar[Mapping[str, tuple[float, ...]]] = {
-        "cifar10": (0.4, 0.6, 0.7, 0.8, 1),
-        "tiny_imagenet": (0.5, 0.75, 1, 1.25, 1.5),
-        "imagenet": (1, 2, 3, 4, 6),
+        "cifar10": (0.4, 0.6, 0.7, 0.8, 1.0),
+        "tiny_imagenet": (0.5, 0.75, 1.0, 1.25, 1.5),
+        "imagenet": (1.0, 2.0, 3.0, 4.0, 6.0),
     }
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
-        return _truncatable(filters.gaussian_filter(_at_least_float32(x), constants), x.dtype)
+        return _truncatable(filters.gaussian_filter(_exact(x), constants), x.dtype)
 
 
-def _at_least_float32(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _exact(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
 def _truncatable(x: Float[Tensor, "n c h w"], given: torch.dtype, slack: float = 2.0**-12) -> Float[Tensor, "n c h w"]:
-    """X plus a small share of a level, so that truncation to 256 levels takes no whole level for the one below.
+    """Blurred images, raised a little, so that truncation to 256 levels takes no whole level for the one below.
 
-    The share is 2^-12 of a level, more than float32's rounding errors in the sums here (for flat images at most ...);
-    or, where it is more, the error with which the given dtype holds a level.
+    By 2^-12 of a level, twice what float32's rounding errors come to in the sums here; or, where it is more, by the
+    error with which the given dtype holds a level. A value less than that below a level is taken for the level.
     """
     return x + max(slack, 64 * torch.finfo(given).eps) / 255

@@ -41,8 +41,8 @@ class elastic_transform(Corruption):  # noqa: N801 - the published name
     """
 
     constants: ClassVar[Mapping[str, tuple[tuple[float, float, float], ...]]] = {
-        "cifar10": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        "tiny_imagenet": ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
+        "cifar10": ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+        "tiny_imagenet": ((0.0, 0.0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
         "imagenet": (
             (2 * _IMAGENET, 0.7 * _IMAGENET, 0.1 * _IMAGENET),
             (2 * _IMAGENET, 0.08 * _IMAGENET, 0.2 * _IMAGENET),

@@ -54,7 +54,7 @@ def motion_blur(
     n, c, h, w = x.shape
     reach = 2 * radius
     bell = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(reach + 1)]
-    wide = padded(x, reach, 3, "nearest")
+    wide = padded(x.contiguous(), reach, 3, "nearest")
     # Row q of `windows` is the w values that start at value q of `wide`: a shift by columns is a later start, a shift
     # by rows a start in another row.
     windows = wide.view(-1).unfold(0, w, 1)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from geophone.perturb.corruptions import filters
 from geophone.perturb.corruptions.base import Corruption
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -19,7 +19,7 @@ from geophone.rng import Draws
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class jpeg_compression(Corruption):  # noqa: N801
+class jpeg_compression(Corruption):
     """JPEG compression at a low quality, with colour at half the resolution in both directions.
 
     Bit for bit what Pillow makes of an RGB image (3 channels) or a grey one (1 channel; of any other number, each is
@@ -36,25 +36,27 @@ class jpeg_compression(Corruption):  # noqa: N801
         "tiny_imagenet": (65, 58, 50, 40, 25),
         "imagenet": (25, 18, 15, 10, 7),
     }
-    large: ClassVar[int] = 128 * 128
-    """Pixels of an image from which on a CPU writes it to a file of its own."""
+    large: ClassVar[int] = 80 * 80
+    """Pixels of an image from which on a CPU gives it a file of its own, which takes as long as arithmetic there."""
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The compressed images."""
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         levels = (exact * 255).round_().float()
-        whole = x.device.type == "cpu" and x.shape[2] * x.shape[3] >= self.large
-        return (through_files if whole else through_arithmetic)(levels, constants).to(exact.dtype).div_(255)
+        files = x.device.type == "cpu" and x.shape[2] * x.shape[3] >= self.large
+        compressed = (through_files if files else through_arithmetic)(levels.contiguous(), constants)
+        return compressed.to(exact.dtype).div_(255)
 
 
 def through_files(levels: Float32[Tensor, "n c h w"], quality: int) -> Float32[Tensor, "n c h w"]:
     """Images in levels 0 … 255, written to JPEG files in memory and read again."""
     n, c, h, w = levels.shape
-    if c == 3:
-        pictures = levels.byte().permute(0, 2, 3, 1).contiguous()
-        return _read([_written(picture, quality=quality) for picture in pictures]).float().permute(0, 3, 1, 2)
-    pictures = levels.byte().flatten(0, 1)
-    return _read([_written(picture, quality=quality) for picture in pictures]).float().view_as(levels)
+    planes = levels.numpy().astype(np.uint8)
+    # Colours next to each other, in Pillow's order.
+    pictures = np.stack(list(planes.swapaxes(0, 1)), axis=-1) if c == 3 else planes.reshape(n * c, h, w)
+    read = np.stack([_read(_written(picture, quality=quality)) for picture in pictures])
+    planes = read.transpose(0, 3, 1, 2) if c == 3 else read.reshape(n, c, h, w)
+    return torch.from_numpy(planes.astype(np.float32, order="C"))
 
 
 def through_arithmetic(levels: Float32[Tensor, "n c h w"], quality: int) -> Float32[Tensor, "n c h w"]:
@@ -103,7 +105,7 @@ _FROM_COLOUR = (
     ((-22554, -46802), 0x8000),
     ((116130, 0), 0x8000),
 )
-# The cosine transform of 8 samples times 2^13, rounded as libjpeg's fast algorithm does; the left half of each row,
+# The cosine transform of 8 samples times 2^13, as libjpeg's accurate algorithm rounds it; the left half of each row,
 # which goes on mirrored, in every second row with the opposite sign.
 _COSINES = (
     (8192, 8192, 8192, 8192),
@@ -150,45 +152,51 @@ def _doubled(planes: Float32[Tensor, "n c p q"]) -> Float32[Tensor, "n c h w"]:
     n, c, p, q = planes.shape
     if q <= 2:
         return planes.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    above = torch.cat((planes[:, :, :1], planes[:, :, :-1]), 2)
-    below = torch.cat((planes[:, :, 1:], planes[:, :, -1:]), 2)
-    rows = torch.stack((above, below), 3).add_(planes[:, :, :, None], alpha=3).view(n, c, 2 * p, q)
-    left = torch.cat((rows[..., :1], rows[..., :-1]), 3).add_(8)
-    right = torch.cat((rows[..., 1:], rows[..., -1:]), 3).add_(7)
-    columns = torch.stack((left, right), 4).add_(rows[..., None], alpha=3)
-    return _shifted(columns, 4).view(n, c, 2 * p, 2 * q)
+    rows = planes.new_empty(n, c, p, 2, q)
+    torch.add(torch.cat((planes[:, :, :1], planes[:, :, :-1]), 2), planes, alpha=3, out=rows[:, :, :, 0])
+    torch.add(torch.cat((planes[:, :, 1:], planes[:, :, -1:]), 2), planes, alpha=3, out=rows[:, :, :, 1])
+    rows = rows.view(n, c, 2 * p, q)
+    columns = planes.new_empty(n, c, 2 * p, q, 2)
+    torch.add(torch.cat((rows[..., :1], rows[..., :-1]), 3).add_(8), rows, alpha=3, out=columns[..., 0])
+    torch.add(torch.cat((rows[..., 1:], rows[..., -1:]), 3).add_(7), rows, alpha=3, out=columns[..., 1])
+    return _shifted(columns.view(n, c, 2 * p, 2 * q), 4)
 
 
 def _coded(planes: Float32[Tensor, "n c h w"], steps: list[int]) -> Float32[Tensor, "n c h w"]:
     """Planes, each block of 8 × 8 transformed, rounded to steps, and transformed back."""
     n, c, h, w = planes.shape
-    tall, wide = -(-h // 8), -(-w // 8)
-    stack = _stretched(planes, 8 * tall, 8 * wide).view(n * c, 8 * tall, 8 * wide)
-    if planes.device.type == "cpu":
-        # As blocks don't touch one another, many planes make one grey file. It has at most 65500 rows.
-        parts = stack.byte().split(max(1, 65500 // (8 * tall)))
-        coded = torch.cat([_read([_written(part.flatten(0, 1), qtables=[steps])])[0] for part in parts]).float()
-    else:
-        blocks = stack.view(n * c, tall, 8, wide, 8).transpose(2, 3)
-        coded = transformed(blocks, steps).transpose(2, 3)
-    return coded.reshape(n, c, 8 * tall, 8 * wide)[:, :, :h, :w]
+    tall, wide = -(-h // 8) * 8, -(-w // 8) * 8
+    stack = _stretched(planes, tall, wide).view(n * c * tall, wide)
+    coded = coded_in_file(stack, steps) if planes.device.type == "cpu" else coded_in_blocks(stack, steps)
+    return coded.view(n, c, tall, wide)[:, :, :h, :w]
 
 
-def transformed(blocks: Float32[Tensor, "*b 8 8"], steps: list[int]) -> Float32[Tensor, "*b 8 8"]:
-    """Blocks after the cosine transform, rounding of its coefficients to multiples of steps, and back.
+def coded_in_file(stack: Float32[Tensor, "h w"], steps: list[int]) -> Float32[Tensor, "h w"]:
+    """What `coded_in_blocks` gives, by way of a grey file of any number of planes: blocks don't touch one another."""
+    levels = stack.numpy().astype(np.uint8)
+    most = 65500 // 8 * 8  # rows of a JPEG file
+    parts = [_read(_written(levels[at : at + most], qtables=[steps])) for at in range(0, len(levels), most)]
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+
+
+def coded_in_blocks(stack: Float32[Tensor, "h w"], steps: list[int]) -> Float32[Tensor, "h w"]:
+    """Each block of 8 × 8 cosine transformed, its coefficients rounded to multiples of steps, and transformed back.
 
     In float64, whose matrix products are exact here: some numbers exceed 2^24.
     """
-    width = torch.tensor(steps, dtype=torch.float64, device=blocks.device).view(8, 8)
-    left = torch.tensor(_COSINES, dtype=torch.float64, device=blocks.device)
+    h, w = stack.shape
+    blocks = stack.double().sub_(128).view(h // 8, 8, w // 8, 8).transpose(1, 2)
+    width = torch.tensor(steps, dtype=blocks.dtype, device=blocks.device).view(8, 8)
+    left = torch.tensor(_COSINES, dtype=blocks.dtype, device=blocks.device)
     sign = 1 - 2 * (torch.arange(8, device=blocks.device) % 2)[:, None]
     cosines = torch.cat((left, sign * left.flip(1)), 1)
-    # Rows, then columns; the former keep 2 bits below the point, and the coefficients are 8 times too large.
-    rows = _shifted((blocks.double() - 128) @ cosines.T + 2**10, 11)
+    # Rows, then columns. Between them 2 bits below the point are kept, and coefficients are 8 times too large.
+    rows = _shifted(blocks @ cosines.T + 2**10, 11)
     coefficients = _shifted(cosines @ rows + 2**14, 15)
     kept = (coefficients.abs() / (8 * width) + 0.5).floor_().mul_(width).copysign_(coefficients)
     columns = _shifted(cosines.T @ kept + 2**10, 11)
-    return _shifted(columns @ cosines + 2**17, 18).add_(128).clamp_(0, 255).float()
+    blocks = _shifted(columns @ cosines + 2**17, 18).add_(128).clamp_(0, 255)
+    return blocks.transpose(1, 2).reshape(h, w).float()
 
 
 def _stretched(planes: Float32[Tensor, "n c h w"], height: int, width: int) -> Float32[Tensor, "n c p q"]:
@@ -206,11 +214,11 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return x.mul_(2.0**-bits).floor_()
 
 
-def _written(picture: UInt8[Tensor, "h w ..."], **options: Any) -> BytesIO:
+def _written(picture: NDArray[np.uint8], **options: Any) -> BytesIO:
     file = BytesIO()
-    Image.fromarray(picture.numpy()).save(file, "JPEG", **options)
+    Image.fromarray(picture).save(file, "JPEG", **options)
     return file
 
 
-def _read(files: list[BytesIO]) -> UInt8[Tensor, "n h w ..."]:
-    return torch.stack([torch.from_numpy(np.array(Image.open(file, formats=["JPEG"]))) for file in files])
+def _read(file: BytesIO) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(file, formats=["JPEG"]))

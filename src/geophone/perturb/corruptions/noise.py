@@ -63,9 +63,9 @@ class shot_noise(Corruption):  # noqa: N801
     """
 
     constants: ClassVar[Mapping[str, tuple[float, ...]]] = {
-        "cifar10": (500, 250, 100, 75, 50),
-        "tiny_imagenet": (250, 100, 50, 30, 15),
-        "imagenet": (60, 25, 12, 5, 3),
+        "cifar10": (500.0, 250.0, 100.0, 75.0, 50.0),
+        "tiny_imagenet": (250.0, 100.0, 50.0, 30.0, 15.0),
+        "imagenet": (60.0, 25.0, 12.0, 5.0, 3.0),
     }
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
@@ -164,11 +164,13 @@ def _offsets(rate: float, device: torch.device) -> Float[Tensor, " entries"]:
     cells = _cells(rate)
     mean = torch.arange(256, dtype=torch.float64)[:, None] * (rate / 255)
     count = torch.arange(rate + 8 * math.sqrt(rate) + 32, dtype=torch.float64)
-    at_most, above = torch.special.gammaincc(count + 1, mean), torch.special.gammainc(count + 1, mean)
-    # step[level, n]: the z where the count goes from n to n + 1. Each tail from its own probability, for precision.
-    step = torch.where(at_most < 0.5, torch.special.ndtri(at_most), -torch.special.ndtri(above))
+    share = torch.exp(torch.xlogy(count, mean) - mean - torch.lgamma(count + 1))
+    at_most, above = share.cumsum(1)[:, :-1], share.flip(1).cumsum(1).flip(1)[:, 1:]
+    # step[level, n]: the z where the count goes from n to n + 1, from the smaller tail, which is the more precise one.
+    tail = torch.special.ndtri(torch.minimum(at_most, above))
+    step = torch.where(at_most < above, tail, -tail)
     cell = torch.arange(cells, dtype=torch.float64)
     left = cell * (2 * _REACH / cells) - _REACH
     least = torch.searchsorted(step, left.repeat(256, 1), right=True)
-    share = ((step.gather(1, least) - left) * (cells / (2 * _REACH))).clamp_(max=1)
-    return (least + 1 - share - cell).float().view(-1).to(device)
+    until = ((step.gather(1, least) - left) * (cells / (2 * _REACH))).clamp_(max=1)
+    return (least + 1 - until - cell).float().view(-1).to(device)

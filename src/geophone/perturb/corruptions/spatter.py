@@ -11,7 +11,7 @@ from torch.nn.functional import hardshrink, pad
 
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import tint
-from geophone.perturb.corruptions.filters import gaussian_filter, padded
+from geophone.perturb.corruptions.filters import gaussian_filter
 from geophone.perturb.corruptions.weather import ONE_FIELD
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -44,23 +44,23 @@ class spatter(Corruption):
         "cifar10": (
             (0.62, 0.1, 0.7, 0.7, 0.5, 0),
             (0.65, 0.1, 0.8, 0.7, 0.5, 0),
-            (0.65, 0.3, 1, 0.69, 0.5, 0),
+            (0.65, 0.3, 1.0, 0.69, 0.5, 0),
             (0.65, 0.1, 0.7, 0.69, 0.6, 1),
             (0.65, 0.1, 0.5, 0.68, 0.6, 1),
         ),
         "tiny_imagenet": (
             (0.62, 0.1, 0.7, 0.7, 0.6, 0),
             (0.65, 0.1, 0.8, 0.7, 0.6, 0),
-            (0.65, 0.3, 1, 0.69, 0.6, 0),
+            (0.65, 0.3, 1.0, 0.69, 0.6, 0),
             (0.65, 0.1, 0.7, 0.68, 0.6, 1),
             (0.65, 0.1, 0.5, 0.67, 0.6, 1),
         ),
         "imagenet": (
-            (0.65, 0.3, 4, 0.69, 0.6, 0),
-            (0.65, 0.3, 3, 0.68, 0.6, 0),
-            (0.65, 0.3, 2, 0.68, 0.5, 0),
-            (0.65, 0.3, 1, 0.65, 1.5, 1),
-            (0.67, 0.4, 1, 0.65, 1.5, 1),
+            (0.65, 0.3, 4.0, 0.69, 0.6, 0),
+            (0.65, 0.3, 3.0, 0.68, 0.6, 0),
+            (0.65, 0.3, 2.0, 0.68, 0.5, 0),
+            (0.65, 0.3, 1.0, 0.65, 1.5, 1),
+            (0.67, 0.4, 1.0, 0.65, 1.5, 1),
         ),
     }
     chunk: ClassVar[int] = ONE_FIELD
@@ -120,7 +120,7 @@ def canny(image: Int16[Tensor, "n 1 h w"], low: int, high: int) -> UInt8[Tensor,
     Returns:
         1 on edges, else 0.
     """
-    wide = padded(padded(image, 1, 2, "nearest"), 1, 3, "nearest")
+    wide = _framed(image, 0)
     across, down = _difference(_smoothed(wide, 2), 3), _difference(_smoothed(wide, 3), 2)
     flat, steep = across.abs(), down.abs()
     size = flat + steep
@@ -168,7 +168,7 @@ def chamfer(edges: UInt8[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
     A path's length does not depend on the order of its steps, so all steps of a kind are taken at once: 1, 2, 4 …
     """
     n, _, h, w = edges.shape
-    distance = (1 - edges).float().mul_(FAR)
+    distance = (1 - edges.contiguous()).float().mul_(FAR)
     further = torch.empty_like(distance)
     for down, right, length in STEPS:
         many, longest = 1, float(distance.max())
@@ -199,7 +199,7 @@ def equalised(values: Int16[Tensor, "n 1 h w"]) -> Int16[Tensor, "n 1 h w"]:
 
 def emboss(x: Int16[Tensor, "n 1 h w"]) -> Int16[Tensor, "n 1 h w"]:
     """Rises towards the lower right: the kernel ((-2, -1, 0), (-1, 1, 1), (0, 1, 2)), clipped to 0 … 255."""
-    wide = padded(padded(x, 1, 2, "mirror"), 1, 3, "mirror")
+    wide = _framed(x, 1)
     up, here, down = wide[:, :, :-2], wide[:, :, 1:-1], wide[:, :, 2:]
     rise = (down[..., 2:] - up[..., :-2]).mul_(2)
     rise += down[..., 1:-1] - up[..., 1:-1]
@@ -209,7 +209,7 @@ def emboss(x: Int16[Tensor, "n 1 h w"]) -> Int16[Tensor, "n 1 h w"]:
 
 def box_sum(x: Shaped[Tensor, "n 1 h w"]) -> Shaped[Tensor, "n 1 h w"]:
     """Sum over the 3 × 3 pixels around each; images are mirrored at their edges."""
-    wide = padded(padded(x, 1, 2, "mirror"), 1, 3, "mirror")
+    wide = _framed(x, 1)
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
 
@@ -223,3 +223,11 @@ def _smoothed(x: Int16[Tensor, "n 1 p q"], axis: int) -> Int16[Tensor, "n 1 r s"
 def _difference(x: Int16[Tensor, "n 1 p q"], axis: int) -> Int16[Tensor, "n 1 r s"]:
     """Sobel's taps -1, 0, 1 along an axis."""
     return x.narrow(axis, 2, x.shape[axis] - 2) - x.narrow(axis, 0, x.shape[axis] - 2)
+
+
+def _framed(x: Shaped[Tensor, "n 1 h w"], inside: int) -> Shaped[Tensor, "n 1 p q"]:
+    """One pixel more on each side: what lies so many pixels inside of the edge."""
+    for axis in (2, 3):
+        last = x.shape[axis] - 1
+        x = torch.cat((x.narrow(axis, min(inside, last), 1), x, x.narrow(axis, max(last - inside, 0), 1)), axis)
+    return x

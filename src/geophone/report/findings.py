@@ -1,0 +1,78 @@
+"""What the page and the figures are made from, worked out of the table once."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from geophone.relate import networks, relate
+from geophone.report.summary import (
+    series_order,
+    summarise,
+    summarise_radii,
+    summarise_sides,
+    with_series,
+)
+from geophone.scores import scores, source_of, without_source
+
+FAMILIES = ("clean", "noise", "corruption", "attack")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A table, summarised and related.
+
+    Attributes:
+        table: The rows, with the series of each.
+        source: What all corruptions are made with, as the table has it; None if there are several, or none is named.
+            Names of perturbations do not repeat it.
+        summary: From `summarise`.
+        sides: From `summarise_sides`.
+        scores: From `scores`, with the series of each network.
+        radii: From `summarise_radii`.
+        series: The series, with the one first that the others are compared with.
+        kind: What a series is: "Recipe", or "Network" where none has a recipe.
+        wide: From `networks`.
+        relations: From `relate`.
+    """
+
+    table: pl.DataFrame
+    source: str | None
+    summary: pl.DataFrame
+    sides: pl.DataFrame
+    scores: pl.DataFrame
+    radii: pl.DataFrame
+    series: list[str]
+    kind: str
+    wide: pl.DataFrame
+    relations: pl.DataFrame
+
+
+def findings(table: pl.DataFrame) -> Findings:
+    """Summarise and relate a table. Rows of the course of training belong to no condition and are left out."""
+    table = table.filter(pl.col("family").is_not_null() | pl.col("metric").str.starts_with("check."))
+    table = with_series(table.with_columns(pl.col("job").fill_null("network")))
+    who = table.select("job", "series").unique(subset="job", keep="first")
+    scored = scores(table).join(who, on="job", how="left", maintain_order="left")
+    table, source = shortened(table)
+    wide = networks(table).join(who, on="job", how="left", maintain_order="left")
+    series = series_order(table)
+    summary = summarise(table)
+    first = [
+        pl.col("series").replace_strict(series, range(len(series)), return_dtype=pl.Int64),
+        pl.col("family").replace_strict(FAMILIES, range(len(FAMILIES)), return_dtype=pl.Int64, default=len(FAMILIES)),
+    ]
+    summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
+    kind = "Recipe" if table["recipe"].count() else "Network"
+    sides, radii = summarise_sides(table), summarise_radii(table)
+    return Findings(table, source, summary, sides, scored, radii, series, kind, wide, relate(table))
+
+
+def shortened(table: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
+    """The table with `fog(preset='cifar10')` as `fog`, if all its corruptions have one source; and that source."""
+    names = table.filter(pl.col("family") == "corruption")["perturbation"].unique(maintain_order=True).to_list()
+    sources = {source for name in names if (source := source_of(name)) is not None}
+    short = {name: without_source(name) for name in names}
+    if len(sources) != 1 or len(set(short.values())) < len(short):
+        return table, None
+    renamed = pl.when(pl.col("family") == "corruption").then(pl.col("perturbation").replace(short))
+    return table.with_columns(perturbation=renamed.otherwise("perturbation")), sources.pop()

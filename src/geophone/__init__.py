@@ -12,9 +12,9 @@ from geophone.measure import measure
 from geophone.metrics import Metric, Undefined, metric
 from geophone.models import load_model
 from geophone.perturb import grid
+from geophone.published import published
 from geophone.record import record, tap
 from geophone.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES, load_plugin
-from geophone.published import published
 from geophone.relate import relate
 from geophone.report import write_report
 from geophone.robustness import Curve, Survival, eps_curve, survival

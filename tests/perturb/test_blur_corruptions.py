@@ -208,7 +208,7 @@ MUTANTS: dict[str, tuple[type[Corruption], Callable[[pytest.MonkeyPatch], None]]
     "another border": (
         blur.gaussian_blur,
         lambda patch: patch.setattr(
-            filters, "padded", lambda x, margin, axis, mode, good=filters.padded: good(x, margin, axis, "reflect")
+            filters, "padded", lambda x, margin, axis, mode, good=filters.padded: good(x, margin, axis, "mirror")
         ),
     ),
     "a border that repeats the edge": (

@@ -59,7 +59,7 @@ OURS: dict[str, Any] = {
     "impulse_noise": impulse_noise,
     "speckle_noise": speckle_noise,
 }
-RATES = sorted({rate for rates in PUBLISHED["shot_noise"].values() for rate in rates})
+RATES = sorted({float(rate) for rates in PUBLISHED["shot_noise"].values() for rate in rates})
 
 
 @cache
@@ -91,8 +91,11 @@ def levels(x: Tensor) -> np.ndarray:
 
 def quantiles(z: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Poisson quantiles at Φ(z) by SciPy, from the nearer tail."""
-    low = stats.poisson.ppf(stats.norm.cdf(z), mean)
-    return np.maximum(np.where(z < 0, low, stats.poisson.isf(stats.norm.sf(z), mean)), 0)
+    z, mean = np.broadcast_arrays(z, mean)
+    low, out = z < 0, np.empty(z.shape)
+    out[low] = stats.poisson.ppf(stats.norm.cdf(z[low]), mean[low])
+    out[~low] = stats.poisson.isf(stats.norm.sf(z[~low]), mean[~low])
+    return np.maximum(out, 0)
 
 
 def script(name: str, picture: np.ndarray, c: float, rng: Draws) -> np.ndarray:
@@ -112,10 +115,10 @@ def script(name: str, picture: np.ndarray, c: float, rng: Draws) -> np.ndarray:
 
 
 def is_the_scripts(name: str, made: Callable[[Tensor, Any], Tensor], x: Tensor, preset: str) -> None:
-    """Of a few million values some end on the other side of a level's border, by one level (a count, for shot noise).
+    """Up to rounding: few values end on the other side of a level's border, by one level (a count, for shot noise).
 
-    Gaussian and speckle noise are computed in float32: x + c·z is off by up to 2⁻²³, which is 3e-5 levels, so up to
-    6e-5 of the values cross. For shot noise 2e-5 of the counts may differ (see the test of quantiles). Twice that.
+    Gaussian and speckle noise are computed in float32: x + c·z is off by up to 2⁻²³, which is 3e-5 levels, so a share of
+    up to 6e-5 crosses. Of the counts of shot noise fewer differ (see the test of quantiles). How many is Poisson.
     """
     for severity, c in zip(SEVERITIES, PUBLISHED[name][preset], strict=True):
         expected = script(name, x.numpy(), c, draws("test", index=torch.arange(len(x))))
@@ -123,7 +126,7 @@ def is_the_scripts(name: str, made: Callable[[Tensor, Any], Tensor], x: Tensor, 
         gap = np.abs(out.astype(int) - expected)
         step = math.ceil(255 / c) if name == "shot_noise" else 1
         assert gap.max() <= (0 if name == "impulse_noise" else step), severity
-        assert (gap > 0).mean() <= 1.2e-4, severity
+        assert (gap > 0).sum() <= stats.poisson.isf(1e-6, 6e-5 * gap.size), severity
 
 
 def ours(x: Tensor, corruption: Any) -> Tensor:
@@ -138,13 +141,13 @@ def test_constants_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize("preset", ["cifar10", "tiny_imagenet", "imagenet"])
 @pytest.mark.parametrize("name", OURS)
 def test_values_are_the_scripts(name: str, preset: str) -> None:
-    is_the_scripts(name, ours, photographs(32), preset)
+    is_the_scripts(name, ours, photographs(32, 3 if name == "shot_noise" else 20), preset)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("name", OURS)
 def test_any_number_of_channels(name: str, channels: int) -> None:
-    is_the_scripts(name, ours, photographs(32)[:, [0, 1, 2, 1]][:, :channels, :28, :20], "cifar10")
+    is_the_scripts(name, ours, photographs(32, 2)[:, [0, 1, 2, 1]][:, :channels, :28, :20], "cifar10")
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -188,13 +191,13 @@ def test_laws(name: str) -> None:
 
 
 def are_quantiles(poisson: Callable[[float, Tensor, Tensor], Tensor]) -> None:
-    """All 256 means of all rates, at 300 z that a normal draw is likely to have and 300 to the ends of its range.
+    """All 256 means of all rates, at 100 z that a normal draw is likely to have and 100 to the ends of its range.
 
     A count is wrong only where z is next to a step of it: z and the table are float32, whose rounding at up to 700 is
     3e-5, three of which make 1e-4 of the distance of two steps.
     """
-    ends = np.linspace(-6.7, 6.7, 300)
-    z = np.concatenate([stats.norm.ppf((np.arange(300) + 0.5) / 300), ends]).astype(np.float32)
+    ends = np.linspace(-6.7, 6.7, 100)
+    z = np.concatenate([stats.norm.ppf((np.arange(100) + 0.5) / 100), ends]).astype(np.float32)
     level = torch.arange(256.0)[None, None, :, None].expand(1, 1, 256, len(z))
     for rate in RATES:
         counts = poisson(rate, level, torch.from_numpy(z).expand(1, 1, 256, -1).clone())[0, 0].numpy()
@@ -307,7 +310,7 @@ def welch(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measures(out: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Of each noisy image: squared distance to the clean one; mean and squared distance in eight classes of clean level;
+    """Of each noisy image: mean and squared distance to the clean one, and both in eight classes of clean level;
 
     products of neighbouring and of channels' differences; power of the difference in eight bands of spatial frequency.
     """
@@ -320,6 +323,7 @@ def measures(out: np.ndarray, clean: np.ndarray) -> np.ndarray:
     band = np.digitize(frequency, np.quantile(frequency, np.linspace(0, 1, 9)[1:-1]))
     return np.stack(
         [
+            gap.mean((1, 2, 3)),
             (gap**2).mean((1, 2, 3)),
             *(part.mean(1) for part in classes),
             *((part**2).mean(1) for part in classes),
@@ -394,7 +398,8 @@ def normal(x: Tensor, *shape: int) -> Tensor:
 
 
 def rounds(x: Tensor, corruption: Any) -> Tensor:
-    return ((x + 0.18 * normal(x)).clamp(0, 1) * 255).round() / 255
+    std = corruption.constants["imagenet"][corruption.severity - 1]
+    return ((x + std * normal(x)).clamp(0, 1) * 255).round() / 255
 
 
 def two_percent_more(x: Tensor, corruption: Any) -> Tensor:
@@ -447,13 +452,14 @@ def speckle_of_the_root(x: Tensor, corruption: Any) -> Tensor:
 )
 def test_a_mutant_is_not_distributed_as_the_reference(name: str, mutant: Callable[[Tensor, Any], Tensor]) -> None:
     with pytest.raises(AssertionError):
-        is_distributed_as_the_reference(name, mutant, severity=3)
+        # Half a level more in the mean is 5 standard errors only where the noise is weak.
+        is_distributed_as_the_reference(name, mutant, severity=1 if mutant is rounds else 3)
 
 
 @pytest.mark.parametrize(("name", "mutant"), [("gaussian_noise", rounds), ("shot_noise", rounded_counts)])
 def test_a_mutant_is_not_the_scripts(name: str, mutant: Callable[[Tensor, Any], Tensor]) -> None:
     with pytest.raises(AssertionError):
-        is_the_scripts(name, mutant, photographs(32), "imagenet")
+        is_the_scripts(name, mutant, photographs(32, 2), "imagenet")
 
 
 def test_coarser_cells_are_not_poisson(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from geophone.relate import SAME_SIDE, networks, relate
 from geophone.report import report_page, write_report
 from geophone.report.answer import answer, headline
 from geophone.report.charts import columns, style
-from geophone.report.findings import findings, shortened
+from geophone.report.findings import Findings, findings, shortened
 from geophone.report.panels import accuracy_groups, robust_panels
 from geophone.report.summary import (
     series_order,
@@ -66,6 +66,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def table(synthetic: ModuleType) -> pl.DataFrame:
     return synthetic.make_table()
+
+
+@pytest.fixture(scope="module")
+def found(table: pl.DataFrame) -> Findings:
+    return findings(table)
 
 
 @pytest.fixture(scope="module")
@@ -335,10 +340,8 @@ def test_panels_stand_by_kind_in_the_published_order(synthetic: ModuleType) -> N
     assert small_panels(only) == [("Corruptions", False, ["Blot"])]
 
 
-def test_severities_are_whole_numbers_after_clean(table: pl.DataFrame) -> None:
-    panels = {
-        spec["title"]["text"]: (spec, rows) for _, _, group in accuracy_groups(findings(table)) for spec, rows in group
-    }
+def test_severities_are_whole_numbers_after_clean(found: Findings) -> None:
+    panels = {spec["title"]["text"]: (spec, rows) for group in accuracy_groups(found) for spec, rows in group.panels}
     spec, rows = panels["fog"]
     x = spec["layer"][0]["encoding"]["x"]
     assert x["title"] == "severity"
@@ -356,8 +359,8 @@ def test_what_else_is_said_of_a_corruption_stands_under_its_title(synthetic: Mod
     assert group.panels[0][0]["title"]["subtitle"] == "pictures='procedural'"
 
 
-def test_curves_over_eps_are_logarithmic(table: pl.DataFrame) -> None:
-    l2, linf = robust_panels(findings(table))
+def test_curves_over_eps_are_logarithmic(found: Findings) -> None:
+    l2, linf = robust_panels(found)
     for (spec, rows), unit, name in ((l2, "eps", "L2FAB(steps=20)"), (linf, "eps, in 255ths", "LinfPGD(steps=20)")):
         x = spec["layer"][0]["encoding"]["x"]
         assert spec["title"]["text"] == name
@@ -537,9 +540,10 @@ SUBSETS: dict[str, tuple[Callable[[pl.DataFrame], pl.DataFrame], str]] = {
 def test_partial_tables_make_a_page_that_says_what_is_missing(name: str, synthetic: ModuleType) -> None:
     part, said = SUBSETS[name]
     table = part(synthetic.make_table([None], [None]))
-    page = Page(report_page(table, {}, "Scan"))
+    html = report_page(table, {}, "Scan")
+    page = Page(html)
     assert said in page.text
-    assert page.ids("li").count(None) == 3
+    assert html[html.index('<ol class="answer">') : html.index("</ol>")].count("<li>") == 3
     assert ("checks" in page.ids("section")) == (name in ("clean only", "no attack", "checks only"))
 
 
@@ -574,7 +578,7 @@ def test_a_check_that_could_not_run_is_said(synthetic: ModuleType) -> None:
 
 
 def test_twenty_recipes_stay_light_and_distinct(synthetic: ModuleType) -> None:
-    one = synthetic.make_table(["Standard"], [0, 1])
+    one = synthetic.make_table(["Standard"], [0])
     many = pl.concat([one.with_columns(recipe=pl.lit(f"R({i})"), job=pl.col("job") + str(i)) for i in range(20)])
     html = report_page(many, {}, "Many")
     assert len(html.encode()) < 3_000_000

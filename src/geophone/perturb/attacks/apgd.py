@@ -206,8 +206,8 @@ class _SparseRun(_Run):
         self.share = self.sparser().clamp(max=DENSEST)
 
     def changed(self) -> Int[Tensor, " n"]:
-        """How many values the best perturbation changes."""
-        return (self.highest != self.x).flatten(1).sum(1)
+        """How many values the best perturbation changes, by more than rounding."""
+        return ((self.highest - self.x).abs() > 1e-6 * self.eps).flatten(1).sum(1)
 
     def sparser(self) -> Float[Tensor, " n"]:
         """The share of values that a step changes."""

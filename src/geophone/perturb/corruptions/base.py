@@ -63,10 +63,12 @@ class Corruption:
         constants = self.constants[self.preset or preset_for(*x.shape[-2:])][self.severity - 1]
         rows = max(1, self.chunk // x[0].numel()) if x.device.type == "cpu" else len(x)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        # In half precision k/255 · 255 may come out below k, and be truncated to k - 1.
+        exact = x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
         with torch.no_grad():
             for start in range(0, len(x), rows):
                 part = slice(start, start + rows)
-                out[part] = quantised(self.corrupt(x[part], rng[part], constants))
+                out[part] = quantised(self.corrupt(exact[part], rng[part], constants))
         return out
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:

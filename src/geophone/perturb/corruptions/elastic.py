@@ -58,15 +58,15 @@ class elastic_transform(Corruption):  # noqa: N801 - the published name
         """The corrupted images before clipping and quantisation."""
         height, width = x.shape[2:]
         amplitude, sigma, jitter = (constant * max(height, width) for constant in constants)
-        # In levels, to which a 1024th is added at the end: where neighbours are equal, their weighted mean must not be
-        # truncated to the level below because float32 rounds it.
+        # In levels, to which 2⁻¹² is added at the end: where neighbours are equal, their weighted mean must not be
+        # truncated to the level below because float32 rounds it, by up to 2⁻¹² after two interpolations.
         level = (x * 255).to(torch.promote_types(x.dtype, torch.float32))
         grid = _affine(height, width, jitter, rng).to(level.dtype)
         level = grid_sample(level, grid, padding_mode="reflection", align_corners=True)
         if amplitude > 0:
             grid = _displaced(height, width, amplitude, sigma, rng).to(level.dtype)
             level = grid_sample(level, grid, padding_mode="reflection", align_corners=False)
-        return level.add_(2**-10).div_(255)
+        return level.add_(2**-12).div_(255)
 
 
 def _affine(height: int, width: int, jitter: float, rng: Draws) -> Float[Tensor, "n h w 2"]:

@@ -15,25 +15,23 @@ from torch import Tensor
 NEGLIGIBLE = 2.0**-40
 """Weights below this are left out of sums: they'd change a value in [0, 1] by less than float32 resolves."""
 
-Border = Literal["nearest", "reflect", "mirror"]
-"""What lies beyond the edges, in SciPy's words, of `a b c`: nearest `c c c`, reflect `c b a`, mirror `b a b`."""
+Border = Literal["nearest", "mirror"]
+"""What lies beyond the edges, in SciPy's words, of `a b c`: nearest `c c c`, mirror `b a b`."""
 
 
-def gaussian_filter(
-    x: Float[Tensor, "n c h w"], sigma: float, mode: Border = "nearest", truncate: float = 4.0
-) -> Float[Tensor, "n c h w"]:
-    """Gaussian blur of each channel, as `scipy.ndimage.gaussian_filter`.
+def gaussian_filter(x: Float[Tensor, "n c h w"], sigma: float) -> Float[Tensor, "n c h w"]:
+    """Gaussian blur of each channel, as `scipy.ndimage.gaussian_filter(mode="nearest")`.
 
-    The kernel is exp(-i²/2σ²) for |i| ≤ round(truncate·σ), normalised to sum 1; where that leaves one tap, x is
-    returned as it is. Costs 2·(2·truncate·σ + 1) passes over x.
+    The kernel is exp(-i²/2σ²) for |i| ≤ round(4σ), normalised to sum 1; where that leaves one tap, x is returned as it
+    is. Costs 2·(8σ + 1) passes over x.
     """
-    radius = int(truncate * sigma + 0.5)
+    radius = int(4 * sigma + 0.5)
     if radius == 0:
         return x
     bell = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
     kernel = [value / sum(bell) for value in bell]
     for axis in (2, 3):
-        x = shifted_sum(padded(x, radius, axis, mode), kernel, axis)
+        x = shifted_sum(padded(x, radius, axis, "nearest"), kernel, axis)
     return x
 
 
@@ -123,6 +121,6 @@ def _inside(at: Int[Tensor, " m"], size: int, mode: Border) -> Int[Tensor, " m"]
     """The indices of an axis of some size that stand for indices beyond its ends."""
     if mode == "nearest" or size == 1:
         return at.clamp(0, size - 1)
-    period, last = (2 * size, 2 * size - 1) if mode == "reflect" else (2 * size - 2, 2 * size - 2)
+    period = 2 * size - 2
     at = at.remainder(period)
-    return torch.minimum(at, last - at)
+    return torch.minimum(at, period - at)

@@ -70,7 +70,7 @@ class shot_noise(Corruption):  # noqa: N801
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""
-        count = _poisson(constants, (x * 255).round_().clamp_(0, 255), rng.normal("noise", *x.shape[1:]))
+        count = _poisson(constants, (x * 255).float().round_().clamp_(0, 255), rng.normal("noise", *x.shape[1:]))
         # Levels of 256 that the ratio reaches exactly (1/3 is level 85) must not be missed by rounding: half of 1/255
         # of a count is added, half of the least by which the ratio can exceed or miss a level.
         return count.add_(0.5 / 255).div_(constants)

@@ -24,10 +24,11 @@ THEIR_NAME = {LINF: "Linf", L2: "L2", L1: "L1"}
 NORMS = pytest.mark.parametrize("norm", [LINF, L2, L1], ids=THEIR_NAME.get)
 
 
-@pytest.mark.parametrize("settings", [{}, {"targets": 2}, {"loss": "dlr", "draws": 2}], ids=repr)
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_laws_hold(kind: Any, settings: dict[str, Any]) -> None:
-    assert check_perturbation(lambda: kind(steps=5, **settings)) == []
+@pytest.mark.parametrize(
+    "attack", [LinfAPGD(steps=4), L2APGD(steps=3, targets=2), L1APGD(steps=4), LinfAPGD(steps=2, loss="dlr", draws=2)]
+)
+def test_all_laws_hold(attack: Any) -> None:
+    assert check_perturbation(lambda: attack) == []
 
 
 # The authors' code as oracle.
@@ -40,7 +41,7 @@ def network() -> nn.Module:
         torch.manual_seed(0)
         layers = nn.Sequential(
             *(nn.Conv2d(3, 8, 3, padding=1), nn.Softplus(4), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Tanh()),
-            *(nn.Flatten(), nn.Linear(8 * 36, 6)),
+            *(nn.Flatten(), nn.Linear(8 * 25, 6)),
         )
         for parameter in layers.parameters():
             parameter.data *= 3  # a curved loss: the step size has to be changed on the way
@@ -50,13 +51,13 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def batch(network: nn.Module) -> tuple[Tensor, Tensor, Draws]:
     """Images with values at 0 and 1, and labels that the network gets right."""
-    x = torch.rand(16, 3, 12, 12, generator=stream("apgd"), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
-    return x, network(x).argmax(1), draws("apgd", index=torch.arange(16))
+    x = torch.rand(12, 3, 10, 10, generator=stream("apgd"), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
+    return x, network(x).argmax(1), draws("apgd", index=torch.arange(12))
 
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The authors' code keeps its records in the default dtype, and in l1 computes in float32 and counts what rounding leaves."""
+    """The authors' code keeps its records in the default dtype, and projects in float32 in l1."""
     monkeypatch.setattr(authors, "L1_projection", bisected)
     torch.set_default_dtype(torch.float64)
     yield
@@ -72,7 +73,7 @@ def bisected(x: Tensor, delta: Tensor, eps: float) -> Tensor:
 
     low = torch.zeros(len(x), 1, 1, 1)
     high = torch.where(shrunk(low).sum((1, 2, 3), keepdim=True) > eps, delta.abs().amax((1, 2, 3), keepdim=True), 0)
-    for _ in range(60):
+    for _ in range(50):
         middle = (low + high) / 2
         over = shrunk(middle).sum((1, 2, 3), keepdim=True) > eps
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
@@ -98,7 +99,7 @@ def agrees(
     the start has the same gradient, and makes the comparison fair.
     """
     x, y, rng = batch
-    # Small for the ratio, which is 1 once the label is third: its gradient is then what rounding leaves.
+    # Once the label is third the ratio is 1, and its gradient is what rounding leaves: a small eps, and a look at it.
     eps = 0.3 * EPS[norm] if loss == "dlr" else EPS[norm]
     start = starts(norm, x, rng, eps)
     determined = torch.ones_like(y, dtype=torch.bool)
@@ -123,7 +124,8 @@ def agrees(
     theirs.dlr_loss = lambda logits, y: climbed(logits, y) - before
     theirs.init_hyperparam(x)
     with patch.context() as patched:
-        # Their l1 run begins as ours only from its own start, which it draws and projects; in the ball it stays.
+        # Their l1 run begins as ours only from its own start, which it draws and projects; in the ball it stays. And it
+        # counts as changed what rounding leaves.
         patched.setattr(torch, "randn", lambda *shape, **options: start - x)
         patched.setattr(authors, "L0_norm", lambda delta: (delta.abs() > 1e-6 * eps).flatten(1).sum(1))
         given = {} if norm is L1 else {"x_init": start}
@@ -135,11 +137,11 @@ def agrees(
     # Rounding in float64 is near 1e-12 after so many steps; any other rule or constant moves points by whole steps.
     assert (ours.highest - highest)[determined].abs().max().item() <= 1e-6
     assert torch.equal(ours.fooled, ~right)
-    assert (climbed(network(ours.highest), y) - before - highest_loss).abs().max().item() <= 1e-6
+    assert (climbed(network(ours.highest), y) - before - highest_loss)[determined].abs().max().item() <= 1e-6
 
 
 @pytest.mark.usefixtures("in_float64")
-@pytest.mark.parametrize("steps", [7, 30, 100])
+@pytest.mark.parametrize("steps", [7, 50])
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
 @NORMS
 def test_it_is_the_authors(
@@ -201,7 +203,7 @@ def test_a_mutant_is_not(
 ) -> None:
     monkeypatch.setattr(*mistake)
     with pytest.raises(AssertionError):
-        agrees("ce", norm, network, batch, 60, monkeypatch)
+        agrees("ce", norm, network, batch, 50, monkeypatch)
 
 
 # Closed forms.
@@ -223,7 +225,7 @@ def grey(d: int = 12, n: int = 8) -> tuple[Tensor, Tensor, Draws]:
 @pytest.mark.parametrize("settings", [{"loss": loss} for loss in ("ce", "scaled_ce", "margin")] + [{"targets": 9}])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_linear_margin_rises_by_eps_times_the_dual_norm(kind: Any, settings: dict[str, Any]) -> None:
-    """In l∞ by eps·‖w‖₁, in l2 by eps·‖w‖₂; in l1 by up to eps·max |w|, since its sparsest step changes two values.
+    """In l∞ by eps·‖w‖₁, in l2 by eps·‖w‖₂; in l1 nearly by eps·max |w|, since its sparsest step changes two values.
 
     The signs of l∞ make it exact. In l2 the gradient of a linear margin is w everywhere, and a step of 2·eps along it
     from a random start leaves an angle that each further step shrinks.
@@ -233,9 +235,9 @@ def test_a_linear_margin_rises_by_eps_times_the_dual_norm(kind: Any, settings: d
     moved = kind(eps=0.1, steps=60, **settings)(x, y, model, rng)
     rise = (margin(model(moved), y) - margin(model(x), y)) / 0.1
     if kind is L1APGD:
-        largest = w.abs().topk(2).values
-        assert (rise <= largest[0] + 1e-9).all()
-        assert (rise >= largest.mean()).all()
+        first, second = w.abs().topk(2).values
+        assert (rise <= first + 1e-9).all()
+        assert (rise >= second).all()
     else:
         norm = torch.linalg.vector_norm(w, 1 if kind is LinfAPGD else 2)
         assert torch.allclose(rise, norm.expand(8), rtol=0, atol=1e-12 if kind is LinfAPGD else 1e-9)
@@ -252,7 +254,6 @@ def test_an_l1_budget_that_the_box_limits_goes_to_the_next_largest_weights() -> 
     best = ((12.0 - before).clamp(min=0).minimum(room[:, order]) * w.abs()[order]).sum(1)
     moved = L1APGD(eps=12.0, steps=100)(x, y, model, rng)
     rise = margin(model(moved), y) - margin(model(x), y)
-    print(rise / best)
     assert (rise <= best + 1e-9).all()
     assert (rise >= 0.98 * best).all()
 
@@ -393,10 +394,10 @@ def test_neither_loss_nor_margin_alone_says_which(mutant: Any, network: nn.Modul
 # Targets, scale, stochastic networks.
 
 
-def test_more_targets_do_no_less(network: nn.Module, batch: Any) -> None:
+def test_more_targets_do_no_less() -> None:
     """Targets are tried in order, and each example keeps its worst: no margin falls when a target is added."""
-    x, y, rng = batch
-    margins = [margin(network(L2APGD(eps=0.1, steps=8, targets=t)(x, y, network, rng)), y) for t in (1, 2, 5)]
+    (x, y, rng), model = grey(n=16), linear(12, 6)
+    margins = [margin(model(LinfAPGD(eps=0.2, steps=5, targets=t)(x, y, model, rng)), y) for t in (1, 2, 5)]
     assert (margins[0] <= margins[1]).all()
     assert (margins[1] <= margins[2]).all()
     assert (margins[0] < margins[2]).any()
@@ -415,13 +416,22 @@ def test_a_target_beyond_the_likeliest_class_is_found() -> None:
     assert fooled[1].all()
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("settings", [{"targets": 9}, {"loss": "dlr"}, {"loss": "scaled_ce"}], ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
-def test_few_classes_are_enough(kind: Any, classes: int) -> None:
-    """Without its divisor, which needs 3 classes (targeted: 4), the ratio still climbs."""
+def test_two_classes_are_enough(kind: Any, settings: Any) -> None:
+    """The loss's own form is constant or undefined there; the margin is climbed to the bit as if it were asked for."""
+    (x, y, rng), model = grey(), linear(12)
+    moved = kind(eps=0.1, steps=9, **settings)(x, y, model, rng)
+    if "targets" in settings:
+        rng = rng.child("target", 0)
+    assert torch.equal(moved, kind(eps=0.1, steps=9, loss="margin")(x, y, model, rng))
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+def test_targets_need_no_fourth_class(classes: int) -> None:
     (x, y, rng), model = grey(), linear(12, classes)
-    for attack in (kind(eps=0.1, loss="dlr"), kind(eps=0.1, targets=9)):
-        assert (margin(model(attack(x, y, model, rng)), y) > margin(model(x), y)).all()
+    moved = LinfAPGD(eps=0.1, steps=9, targets=9)(x, y, model, rng)
+    assert (margin(model(moved), y) > margin(model(x), y)).all()
 
 
 @pytest.mark.parametrize("settings", [{"loss": loss} for loss in LOSSES] + [{"targets": 3}], ids=repr)

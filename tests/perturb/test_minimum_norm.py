@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,13 @@ with warnings.catch_warnings():
 D = 12
 ROUNDING = 1e-9  # of float64, with some thousand operations on numbers of order 1
 FABS = [LinfFAB, L2FAB, L1FAB]
-ATTACKS = [L2DeepFool(), LinfDeepFool(), CarliniWagner(steps=50), L2FMN(steps=30), *(kind(steps=10) for kind in FABS)]
+ATTACKS = [
+    L2DeepFool(),
+    LinfDeepFool(),
+    CarliniWagner(steps=30, searches=3, step_size=0.03),
+    L2FMN(steps=20),
+    *(kind(steps=10) for kind in FABS),
+]
 
 
 def linear(classes: int = 4) -> nn.Linear:
@@ -38,10 +45,13 @@ def linear(classes: int = 4) -> nn.Linear:
     return model
 
 
-def near_grey(model: Any, n: int = 40) -> tuple[Tensor, Tensor, Draws]:
-    """Images so near grey that the boundaries are inside [0, 1], labelled as the network has them."""
-    x = 0.45 + 0.1 * torch.rand(n, D, generator=stream("near grey"), dtype=torch.float64)
-    return x, model(x).argmax(1), draws("attack", index=torch.arange(n))
+def near_grey(model: Any, n: int = 20) -> tuple[Tensor, Tensor, Draws]:
+    """Images so near grey that the boundaries are inside [0, 1] but not on them, labelled as the network has them."""
+    x = 0.45 + 0.1 * torch.rand(20 * n, D, generator=stream("near grey"), dtype=torch.float64)
+    y = model(x).argmax(1)
+    rows = (distances(model, x, y, 2.0) > 0.03).nonzero()[:n, 0]
+    assert len(rows) == n
+    return x[rows], y[rows], draws("attack", index=rows)
 
 
 def convolutional(classes: int = 6, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -62,7 +72,7 @@ def convolutional(classes: int = 6, dtype: torch.dtype = torch.float32) -> nn.Se
     return network.to(dtype).eval()
 
 
-def pictures(model: Any, n: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Draws]:
+def pictures(model: Any, n: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Draws]:
     """Images with values at 0 and 1, labelled as the network has them."""
     x = torch.rand(n, 3, 12, 12, generator=stream("pictures"), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
     x = x.to(dtype)
@@ -83,21 +93,20 @@ def distances(model: nn.Linear, x: Tensor, y: Tensor, order: float) -> Tensor:
     return (gap / slope).scatter(1, y[:, None], torch.inf).amin(1)
 
 
-def is_nearest(attack: Any, longest: float) -> None:
+def is_nearest(attack: Any, longest: float, classes: int = 4) -> None:
     """What the attack finds in a linear network is misclassified, and at most `longest` times as far as need be."""
-    model = linear()
+    model = linear(classes)
     x, y, rng = near_grey(model)
     found, nearest = attack.nearest(x, y, model, rng), distances(model, x, y, attack.norm.order)
     assert bool((model(found).argmax(1) != y).all())
     ratio = lengths(found, x, attack.norm.order) / nearest
-    assert 1 <= ratio.min().item()
-    # The lead that is asked for and DeepFool's nudge, of 1e-4, are not relative to the distance.
-    extra = 1.1e-4 / nearest
-    assert bool((ratio <= longest + extra * longest).all()), ratio.max()
+    assert ratio.min().item() >= 1
+    # Not relative to the distance: the lead that is asked for, at most 1e-5 long here, and DeepFool's nudge.
+    extra = 1e-5 + (deepfool.NUDGE if hasattr(attack, "overshoot") else 0)
+    assert bool((ratio <= longest * (1 + extra / nearest)).all()), ratio
 
 
 # η = 1.05 goes 5 % too far from x, and from β = .9 of the way, with a weight of up to .1 for that from x, 1 % at most.
-# Adam and FMN end by steps of a hundredth of an image's distance, and keep the best of many.
 NEAREST = [
     (L2DeepFool(), 1.02),
     (LinfDeepFool(), 1.02),
@@ -105,9 +114,6 @@ NEAREST = [
     *((kind(steps=20), 1.01) for kind in FABS),
     *((kind(steps=40, targets=0), 1.01) for kind in FABS),
     *((kind(steps=40, alpha_max=0.0, beta=0.99), 1.0006) for kind in FABS),
-    (CarliniWagner(), 1.01),
-    (CarliniWagner(relative=False), 1.01),
-    (L2FMN(), 1.01),
 ]
 TOO_FAR = [
     (L2DeepFool(overshoot=0.04), 1.02),
@@ -116,9 +122,18 @@ TOO_FAR = [
     *((kind(steps=1), 1.01) for kind in FABS),
     *((kind(steps=20, targets=1), 1.01) for kind in FABS),
     *((kind(steps=40, alpha_max=0.0, beta=0.9), 1.0006) for kind in FABS),
-    (CarliniWagner(steps=10), 1.01),
-    (CarliniWagner(searches=1, c=100.0), 1.01),
-    (L2FMN(steps=10), 1.01),
+]
+# These climb towards the likeliest wrong class, so two classes. FMN's radius changes by .1 % in its last steps; Adam's
+# steps are a hundredth of the least distance.
+CLIMBING = [
+    (CarliniWagner(step_size=1e-3), 1.01),
+    (CarliniWagner(step_size=1e-3, relative=False), 1.01),
+    (L2FMN(step_size=0.1), 1.001),
+]
+STRAYING = [
+    (CarliniWagner(step_size=1e-3, searches=1, c=100.0), 1.01),
+    (CarliniWagner(step_size=1e-3, searches=2, confidence=0.1), 1.01),
+    (L2FMN(step_size=0.1, steps=10), 1.001),
 ]
 
 
@@ -131,6 +146,17 @@ def test_the_nearest_boundary_of_a_linear_network_is_found(attack: Any, longest:
 def test_a_mutant_goes_too_far(attack: Any, longest: float) -> None:
     with pytest.raises(AssertionError):
         is_nearest(attack, longest)
+
+
+@pytest.mark.parametrize(("attack", "longest"), CLIMBING, ids=repr)
+def test_climbing_the_margin_finds_it_too(attack: Any, longest: float) -> None:
+    is_nearest(attack, longest, classes=2)
+
+
+@pytest.mark.parametrize(("attack", "longest"), STRAYING, ids=repr)
+def test_a_climbing_mutant_goes_too_far(attack: Any, longest: float) -> None:
+    with pytest.raises(AssertionError):
+        is_nearest(attack, longest, classes=2)
 
 
 @pytest.mark.parametrize(("kind", "norm"), [(L2DeepFool, LINF), (LinfDeepFool, L2), (L1FAB, L2), (LinfFAB, L2)])
@@ -216,16 +242,19 @@ def test_a_mutant_move_is_not_the_shortest(mutant: Any, norm: Norm) -> None:
         is_shortest(mutant, norm)
 
 
-def of_foolbox(attack: Any, model: Any, x: Tensor, y: Tensor) -> Tensor:
-    return attack.run(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y)
+@cache
+def of_foolbox(attack: Any) -> tuple[Tensor, Tensor, Any, Tensor]:
+    """Images, labels, draws, and what foolbox finds for the convolutional network in float64."""
+    model = convolutional(dtype=torch.float64)
+    x, y, rng = pictures(model, dtype=torch.float64)
+    return x, y, rng, attack.run(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y)
 
 
 def agrees(ours: Any, theirs: Any, share: float, near: float) -> None:
     """Both fool the network on all images; norms are within `near` of each other on `share` of them, medians in 1 %."""
     model = convolutional(dtype=torch.float64)
-    x, y, rng = pictures(model, dtype=torch.float64)
-    order = ours.norm.order
-    found, reference = ours.nearest(x, y, model, rng), of_foolbox(theirs, model, x, y)
+    x, y, rng, reference = of_foolbox(theirs)
+    found, order = ours.nearest(x, y, model, rng), ours.norm.order
     for one in (found, reference):
         assert bool((model(one).argmax(1) != y).all())
     got, expected = lengths(found, x, order), lengths(reference, x, order)
@@ -242,24 +271,22 @@ DEEPFOOLS = [
 
 @pytest.mark.parametrize(("ours", "theirs"), DEEPFOOLS, ids=repr)
 def test_deepfool_is_that_of_foolbox(ours: Any, theirs: Any) -> None:
-    """To 1e-3, of which the lead of 2e-5 of the logits that ours asks for makes the most. Where values are clipped
-    foolbox goes on counting what was cut off, so a few images may differ.
-    """
-    agrees(ours, theirs, share=0.8, near=1e-3)
+    """To .5 %: where a value is clipped, foolbox goes on counting what was cut off."""
+    agrees(ours, theirs, share=1, near=5e-3)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
         (replace(DEEPFOOLS[0][0], overshoot=0.1), DEEPFOOLS[0][1]),
-        (replace(DEEPFOOLS[0][0], candidates=2), DEEPFOOLS[0][1]),
+        (replace(DEEPFOOLS[0][0], steps=2), DEEPFOOLS[0][1]),
         (replace(DEEPFOOLS[1][0], overshoot=0.1), DEEPFOOLS[1][1]),
     ],
     ids=repr,
 )
 def test_a_deepfool_mutant_is_not(ours: Any, theirs: Any) -> None:
     with pytest.raises(AssertionError):
-        agrees(ours, theirs, share=0.8, near=1e-3)
+        agrees(ours, theirs, share=1, near=5e-3)
 
 
 TEXTBOOK = CarliniWagner(steps=60, searches=4, c=0.1, relative=False)
@@ -293,22 +320,29 @@ def test_carlini_wagner_with_another_adam_is_not(monkeypatch: pytest.MonkeyPatch
         agrees(TEXTBOOK, REFERENCE, share=0.9, near=1e-4)
 
 
-def agrees_with_autoattack(ours: Any) -> None:
-    """The same found norms, class by class, as AutoAttack's FAB with its defaults, which works in float32.
-
-    Half of the norms within 2e-4 (ours asks for a lead of 2e-5 of the logits), the median within 1 %.
-    """
+@cache
+def of_autoattack(norm: Norm) -> tuple[Tensor, Tensor, Any, Tensor]:
+    """Images, labels, draws, and the norms that AutoAttack's FAB finds, aiming at the two likeliest wrong classes."""
     model = convolutional()
     x, y, rng = pictures(model)
-    order, name = ours.norm.order, {1.0: "L1", 2.0: "L2", torch.inf: "Linf"}[ours.norm.order]
-    expected = torch.full((len(x),), torch.inf)
+    name = {1.0: "L1", 2.0: "L2", torch.inf: "Linf"}[norm.order]
+    least = torch.full((len(x),), torch.inf)
     for rank in (2, 3):  # by the logit, from the top
         theirs = FABAttack_PT(model, norm=name, n_iter=25, targeted=True, device=x.device)
         theirs.target_class = rank
-        reference = theirs.attack_single_run(x.clone(), y.clone(), is_targeted=True)
-        assert bool((model(reference).argmax(1) != y).all())
-        expected = torch.minimum(expected, lengths(reference, x, order))
-    got = lengths(ours.nearest(x, y, model, rng), x, order)
+        found = theirs.attack_single_run(x.clone(), y.clone(), is_targeted=True)
+        assert bool((model(found).argmax(1) != y).all())
+        least = torch.minimum(least, lengths(found, x, norm.order))
+    return x, y, rng, least
+
+
+def agrees_with_autoattack(ours: Any) -> None:
+    """The norms that AutoAttack's FAB finds, which works in float32.
+
+    Half of them within 2e-4 (ours asks for a lead of 2e-5 of the logits), and the median within 1 %.
+    """
+    x, y, rng, expected = of_autoattack(ours.norm)
+    got = lengths(ours.nearest(x, y, convolutional(), rng), x, ours.norm.order)
     ratio = got / expected
     assert (ratio - 1).abs().median().item() <= 2e-4, ratio
     assert abs(got.median() / expected.median() - 1).item() <= 0.01
@@ -320,9 +354,7 @@ def test_fab_is_that_of_autoattack(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", FABS)
-@pytest.mark.parametrize(
-    "change", [{"eta": 1.2}, {"beta": 0.5}, {"alpha_max": 0.5}, {"steps": 10}, {"targets": 1}], ids=repr
-)
+@pytest.mark.parametrize("change", [{"eta": 1.2}, {"beta": 0.5}, {"alpha_max": 0.0}, {"steps": 10}], ids=repr)
 def test_a_fab_mutant_is_not(kind: Any, change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         agrees_with_autoattack(kind(**{"steps": 25, "targets": 2, **change}))
@@ -385,11 +417,13 @@ def test_two_classes_are_enough(attack: Any) -> None:
 
 def is_scale_free(attack: Any) -> None:
     """Multiplying the logits by a power of 2, which rounds nothing, changes no bit of the result."""
-    model = convolutional()
-    x, y, rng = pictures(model)
-    found = attack.nearest(x, y, model, rng)
-    for scale in (128.0, 1 / 128):
-        assert torch.equal(attack.nearest(x, y, lambda x, scale=scale: scale * model(x), rng), found)
+    network = convolutional()
+    x, y, rng = pictures(network)
+    found, larger, smaller = (
+        attack.nearest(x, y, lambda x, scale=scale: scale * network(x), rng) for scale in (1.0, 128.0, 1 / 128)
+    )
+    assert torch.equal(larger, found)
+    assert torch.equal(smaller, found)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
@@ -397,7 +431,7 @@ def test_the_scale_of_the_logits_does_not_matter(attack: Any) -> None:
     is_scale_free(attack)
 
 
-@pytest.mark.parametrize("attack", [CarliniWagner(steps=50, relative=False)], ids=repr)
+@pytest.mark.parametrize("attack", [CarliniWagner(steps=30, searches=3, step_size=0.03, relative=False)], ids=repr)
 def test_to_the_textbooks_loss_it_does(attack: Any) -> None:
     with pytest.raises(AssertionError):
         is_scale_free(attack)
@@ -437,7 +471,7 @@ def test_fool_leaves_what_it_solved_and_finds_as_many(attack: Any) -> None:
     assert lengths(fooled, x, attack.norm.order).max().item() <= eps * (1 + 1e-5)  # float32
     wrong = [network(one).argmax(1) != y for one in (whole, fooled)]
     assert torch.equal(*wrong)
-    assert 0.5 <= wrong[0].double().mean().item()
+    assert wrong[0].double().mean().item() >= 0.5
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
@@ -488,7 +522,7 @@ def test_a_model_that_blocks_gradients_is_an_error(attack: Any, model: Any) -> N
 def test_nan_weights_and_missing_classes_are_errors(attack: Any) -> None:
     model = linear()
     x, y, rng = near_grey(model)
-    with pytest.raises(GeophoneError, match=r"gave \[40, 4\] for 40 images with labels up to 4"):
+    with pytest.raises(GeophoneError, match=r"gave \[20, 4\] for 20 images with labels up to 4"):
         attack.nearest(x, torch.full_like(y, 4), model, rng)
     with pytest.raises(GeophoneError, match="label -1 is negative"):
         attack.nearest(x, torch.full_like(y, -1), model, rng)
@@ -526,10 +560,10 @@ def test_a_wrong_field_is_an_error(kind: Any, fields: dict[str, Any], message: s
     [
         L2DeepFool(),
         LinfDeepFool(),
-        CarliniWagner(steps=10, searches=2),
-        L2FMN(steps=10),
-        *(kind(steps=3, targets=2) for kind in FABS),
-        L2FAB(steps=3, targets=0),
+        CarliniWagner(steps=8, searches=2, step_size=0.05),
+        L2FMN(steps=8),
+        *(kind(steps=3, targets=1) for kind in FABS),
+        L2FAB(steps=2, targets=0),
     ],
     ids=repr,
 )

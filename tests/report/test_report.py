@@ -417,6 +417,11 @@ def test_without_clean_images_only_what_is_defined_can_be_chosen(synthetic: Modu
     html = report_page(table, {}, "No clean images")
     assert html.count("<tbody data-score=") == 2
     assert "Divided by clean accuracy</option>" not in html
+    assert "means are over 2 of the 15 standard corruptions: fog, pixelate." in html
+    old = table.filter(pl.col("family") == "corruption").with_columns(perturbation=pl.lit("Blot"))
+    old = report_page(old.unique(["level", "metric", "layer"], maintain_order=True), {}, "No standard corruption")
+    assert "Means are missing: none of the 15 standard corruptions was measured." in old
+    assert cells(old, "scores")[1] == ["", "mean", "Blot °"]
     assert 'id="scores"' not in report_page(table.filter(pl.col("family") != "corruption"), {}, "No corruption")
 
 

@@ -133,7 +133,7 @@ def _accuracy(found: Findings, specs: dict[str, Any]) -> str:
     corrupted = ""
     if any(small for _, small, _ in groups):
         source = f", with {text(SOURCES.get(found.source, found.source))}" if found.source else ""
-        corrupted = f" Corruptions are those of ImageNet-C and CIFAR-10-C at their five severities{source}."
+        corrupted = f" Corruptions are those of ImageNet-C and CIFAR-10-C, severity 1 to 5{source}."
     return (
         '<section id="accuracy"><h2>Accuracy under perturbation</h2>\n'
         '<p class="caption">Share of test images classified correctly (higher is better) against the level of each '

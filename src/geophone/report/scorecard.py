@@ -8,7 +8,7 @@ from geophone.report.findings import Findings
 from geophone.report.markup import count, select, text
 from geophone.report.summary import RADII, summarise_scores
 from geophone.report.words import SOURCES, in_255ths, measure, percent_range, radius
-from geophone.scores import EXTRA, GROUPS, STANDARD
+from geophone.scores import GROUPS, NONE_STANDARD, STANDARD
 
 SCORES = ("corruption_accuracy", "corruption_accuracy_relative", "corruption_accuracy_above_chance")
 # How deep the tint of a cell at 100 % is, in percent of the accent colour.
@@ -19,20 +19,18 @@ def score_section(found: Findings) -> str:
     """Scores under corruption: one table for each source, the score chosen by a control; empty if there are none."""
     if found.scores.is_empty():
         return ""
-    means_of = summarise_scores(found.scores.drop("series"), found.scores.select("job", "series").unique())
-    shown = [name for name in SCORES if name in means_of["metric"]]
+    made = summarise_scores(found.scores.drop("series"), found.scores.select("job", "series").unique())
+    shown = [name for name in SCORES if name in made["metric"]]
     sources = found.scores["source"].unique(maintain_order=True).to_list()
     tables = []
     for source in sources:
         same = pl.col("source").eq_missing(pl.lit(source, pl.String))
-        part = means_of.filter(same & pl.col("severity").is_null())
-        notes = found.scores.filter(same & pl.col("corruption").is_null() & pl.col("severity").is_null())["note"]
+        part = made.filter(same & pl.col("severity").is_null())
         what = SOURCES.get(source, source) if source else None
-        means = text("; or ".join(notes.drop_nulls().unique(maintain_order=True).to_list()))
-        made = f"Made with {text(what)}; means" if what else "Means"
-        tables.append(f'<p class="caption">{made} are {means}.</p>\n{_score_table(found.series, part, shown)}')
-    left_out = [name for name in EXTRA if name in means_of["corruption"]]
-    extra = f" ° No part of the mean: {', '.join(left_out)} were published for validation only." if left_out else ""
+        caption = f"{f'Made with {what}; means' if what else 'Means'} are {_means(found.scores.filter(same))}."
+        tables.append(f'<p class="caption">{text(caption)}</p>\n{_score_table(found.series, part, shown)}')
+    others = [name for name in made["corruption"].drop_nulls() if name not in STANDARD]
+    extra = " ° is no part of the mean: it is not one of the 15 standard corruptions." if others else ""
     choice = select("score", "Score", [(name, measure(name).title) for name in shown], shown[0])
     return (
         '<section id="scores"><h2>Scores under corruption</h2>\n'
@@ -42,6 +40,13 @@ def score_section(found: Findings) -> str:
         f"wide if they do not.{extra}</p>\n"
         f'<div class="controls">{choice}</div>\n{"".join(tables)}</section>'
     )
+
+
+def _means(scores: pl.DataFrame) -> str:
+    """What means are over, as the scores' notes say it of each network."""
+    whole = pl.col("corruption").is_null() & pl.col("severity").is_null() & (pl.col("metric") == SCORES[0])
+    notes = scores.filter(whole & pl.col("value").is_not_null())["note"].unique(maintain_order=True).to_list()
+    return "; or ".join(notes) or f"missing: {NONE_STANDARD}"
 
 
 def _score_table(series: list[str], rows: pl.DataFrame, shown: list[str]) -> str:

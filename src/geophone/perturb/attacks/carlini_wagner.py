@@ -19,8 +19,8 @@ from geophone.types import Model
 ADAM = 0.9, 0.999, 1e-8
 """Adam's decay of the first and of the second moment, and what keeps its quotient finite."""
 
-_CHECKS = 10  # times in a search that its progress is looked at
-_PROGRESS = 0.9999  # of the loss at the check before: what has not fallen below it has stopped
+_PATIENCE = 40  # steps, or a tenth of all, between two looks at progress: Adam turns round in some 20
+_PROGRESS = 0.9999  # of the least at the look before: where the least has not fallen below it, the search stops
 _INSIDE = 1 - 1e-6  # atanh of ±1 is infinite
 
 
@@ -31,8 +31,9 @@ class CarliniWagner(ClosestAttack):
 
         minimise ‖x' - x‖₂² + c·max(z_y - max_{j≠y} z_j + confidence, 0),   x' = (tanh(u) + 1)/2
 
-    over u, from x. The weight c of each image is multiplied by 10 until a misclassified x' is found, then halved in
-    between the largest that failed and the least that succeeded. The nearest of all misclassified x' is the result.
+    over u, from x. The weight c of each image is multiplied by 10 until a misclassified x' is found, or divided by 10
+    until none is; then it is the mean of the largest that failed and the least that succeeded. The nearest of all
+    misclassified x' is the result.
     Logits and confidence are in units of the range of the clean image's logits, so multiplying the logits changes
     nothing; `relative=False` is the textbook's loss, whose c depends on the network's scale.
 
@@ -82,7 +83,7 @@ class CarliniWagner(ClosestAttack):
         for _ in range(self.searches):
             found = self._descend(ascent, closest, y, c, unit)
             low, high = torch.where(found, low, c), torch.where(found, c, high)
-            c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+            c = torch.where(high.isinf(), 10 * c, torch.where(low == 0, c / 10, (low + high) / 2))
         ascent.check()
 
     def _descend(self, ascent: Ascent, closest: Closest, y: Tensor, c: Tensor, unit: Tensor) -> Tensor:
@@ -101,9 +102,12 @@ class CarliniWagner(ClosestAttack):
             short = self.confidence - lead / unit
             fooled = is_fooled(logits, y) & (short <= 0)
             closest.offer(rows, moved, fooled)
-            found[rows] |= fooled
             delta = moved - x
-            lowest = torch.minimum(lowest, delta.flatten(1).square().sum(1) + c * short.clamp(min=0))
+            # What must fall for the search to go on: what is missing until something is found, and then the loss.
+            first_found, found[rows] = fooled & ~found[rows], found[rows] | fooled
+            loss = delta.flatten(1).square().sum(1) + c * short.clamp(min=0)
+            before = torch.where(first_found, torch.inf, before)
+            lowest = torch.where(first_found, loss, torch.minimum(lowest, torch.where(found[rows], loss, short)))
             weight = torch.where(short > 0, c / unit, 0)
             # The gradient of the loss in u: dx'/du = 2·x'·(1 - x').
             gradient = delta.mul_(2).sub_(column(weight, x) * gradient).mul_(2 * moved * (1 - moved))
@@ -111,12 +115,14 @@ class CarliniWagner(ClosestAttack):
             second.lerp_(gradient.square(), 1 - ADAM[1])
             spread = (second / (1 - ADAM[1] ** step)).sqrt_().add_(ADAM[2])
             u.addcdiv_(first, spread, value=-self.step_size / (1 - ADAM[0] ** step))
-            if step % max(1, self.steps // _CHECKS) == 0:
-                left = (lowest < _PROGRESS * before) & (closest.distance[rows] > closest.enough)
-                before = lowest
-                if not bool(left.all()):
-                    rows, x, y, c, unit, u = rows[left], x[left], y[left], c[left], unit[left], u[left]
-                    first, second, lowest, before = first[left], second[left], lowest[left], before[left]
+            look = step % max(_PATIENCE, self.steps // 10) == 0
+            if look or closest.enough > 0:
+                left = closest.distance[rows] > closest.enough
+                if look:
+                    left &= lowest < _PROGRESS * before
+                    before = lowest
+                rows, x, y, c, unit, u = rows[left], x[left], y[left], c[left], unit[left], u[left]
+                first, second, lowest, before = first[left], second[left], lowest[left], before[left]
         return found
 
 

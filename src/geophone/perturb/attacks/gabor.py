@@ -89,8 +89,9 @@ def convolved(images: Float[Tensor, "m 1 h w"], kernels: Float[Tensor, "m 1 23 2
     h, w = images.shape[-2:]
     middle = SIZE // 2
     size = (h + SIZE - 1, w + SIZE - 1)
-    both = torch.fft.rfft2(images, size) * torch.fft.rfft2(kernels, size)
-    return torch.fft.irfft2(both, size)[:, :, middle : middle + h, middle : middle + w]
+    wide = torch.promote_types(images.dtype, torch.float32)  # half precision has no transform
+    both = torch.fft.rfft2(images.to(wide), size) * torch.fft.rfft2(kernels.to(wide), size)
+    return torch.fft.irfft2(both, size)[:, :, middle : middle + h, middle : middle + w].to(images.dtype)
 
 
 def texture(noise: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:

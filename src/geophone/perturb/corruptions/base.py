@@ -46,6 +46,9 @@ class Corruption:
     chunk: ClassVar[int] = 1 << 17
     """About how many values are corrupted at once on a CPU, so that temporaries stay in its cache."""
 
+    whole_levels: ClassVar[bool] = False
+    """Whether `corrupt` gives multiples of 1/255 in [0, 1] by itself."""
+
     def __post_init__(self) -> None:
         check_number(self, "severity", 0.0, 5.0)
         if self.preset is not None and self.preset not in PRESETS:
@@ -68,7 +71,8 @@ class Corruption:
         with torch.no_grad():
             for start in range(0, len(x), rows):
                 part = slice(start, start + rows)
-                out[part] = quantised(self.corrupt(exact[part], rng[part], constants))
+                found = self.corrupt(exact[part], rng[part], constants)
+                out[part] = found if self.whole_levels else quantised(found)
         return out
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
@@ -78,4 +82,4 @@ class Corruption:
 
 def quantised(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Clipped to [0, 1] and truncated to 256 levels, as `np.uint8(np.clip(x, 0, 1) * 255)` does."""
-    return x.clamp(0, 1).mul_(255).floor_().div_(255)
+    return x.mul(255).clamp_(0, 255).floor_().div_(255)

@@ -1,7 +1,4 @@
-"""Blurs: of a lens out of focus, of frosted glass, of a camera that moves or zooms, and Gaussian.
-
-Half-precision images are worked on in float32.
-"""
+"""Blurs: of a lens out of focus, of frosted glass, of a camera that moves or zooms, and Gaussian."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,8 +36,7 @@ class defocus_blur(Corruption):
         n, c, h, w = x.shape
         smooth, rings, area = disk_parts(*constants)
         margin = len(rings[0].edge_row) // 2
-        wide = filters.padded(_exact(x), margin, 2, "mirror")
-        wide = filters.padded(wide, margin, 3, "mirror")
+        wide = filters.padded(filters.padded(x, margin, 2, "mirror"), margin, 3, "mirror")
         soft = filters.shifted_sum(wide, smooth, axis=3)
         bars = wide.new_zeros(n, c, wide.shape[2], w)
         disks = wide.new_zeros(n, c, h + len(smooth) - 1, w)
@@ -50,7 +46,7 @@ class defocus_blur(Corruption):
             filters.shifted_sum(wide, ring.edge_row, 3, bars)
             filters.shifted_sum(bars, ring.column, 2, disks)
             filters.shifted_sum(bars, ring.edge_column, 2, total)
-        return _truncatable(filters.shifted_sum(disks, smooth, 2, total).div_(area), x.dtype)
+        return _truncatable(filters.shifted_sum(disks, smooth, 2, total).div_(area))
 
 
 class Ring(NamedTuple):
@@ -122,7 +118,7 @@ class glass_blur(Corruption):
         """The blurred images."""
         sigma, reach, times = constants
         n, c, h, w = x.shape
-        soft = _truncatable(filters.gaussian_filter(_exact(x), sigma), x.dtype)
+        soft = _truncatable(filters.gaussian_filter(x, sigma))
         levels = soft.mul_(255).floor_().div_(255)
         if min(h, w) > 2 * reach:
             near = torch.arange(-reach, reach, device=x.device)
@@ -135,7 +131,7 @@ class glass_blur(Corruption):
                 moved = move.index_select(0, plan.flatten()).view_as(plan)
                 source = source.gather(1, copied_from(moved, reach, h, w))
             levels = levels.flatten(2).gather(2, source[:, None].expand(-1, c, -1)).view_as(levels)
-        return _truncatable(filters.gaussian_filter(levels, sigma), levels.dtype)
+        return _truncatable(filters.gaussian_filter(levels, sigma))
 
 
 def copied_from(move: Int[Tensor, "n a b"], reach: int, height: int, width: int) -> Int[Tensor, "n p"]:
@@ -182,8 +178,7 @@ class motion_blur(Corruption):
         """The blurred images."""
         radius, sigma = constants
         angle = rng.uniform("angle").mul_(90).sub_(45)
-        blurred = filters.motion_blur(_exact(x), radius, sigma, angle)
-        return _truncatable(blurred, x.dtype, slack=1 / 514)
+        return _truncatable(filters.motion_blur(x, radius, sigma, angle), slack=1 / 514)
 
 
 @PERTURBATIONS.register
@@ -203,11 +198,10 @@ class zoom_blur(Corruption):
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
         factors = np.arange(1, *constants).tolist()  # whose rounding decides whether the limit itself is one of them
-        exact = _exact(x)
-        total = exact.clone()
+        total = x.clone()
         for factor in factors:
-            total += filters.clipped_zoom(exact, factor)
-        return _truncatable(total.div_(len(factors) + 1), x.dtype)
+            total += filters.clipped_zoom(x, factor)
+        return _truncatable(total.div_(len(factors) + 1))
 
 
 @PERTURBATIONS.register
@@ -226,17 +220,13 @@ class gaussian_blur(Corruption):
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
-        return _truncatable(filters.gaussian_filter(_exact(x), constants), x.dtype)
+        return _truncatable(filters.gaussian_filter(x, constants))
 
 
-def _exact(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+def _truncatable(x: Float[Tensor, "n c h w"], slack: float = 2.0**-12) -> Float[Tensor, "n c h w"]:
+    """Blurred images, raised by a share of a level, so that truncation takes no whole level for the one below.
 
-
-def _truncatable(x: Float[Tensor, "n c h w"], given: torch.dtype, slack: float = 2.0**-12) -> Float[Tensor, "n c h w"]:
-    """Blurred images, raised a little, so that truncation to 256 levels takes no whole level for the one below.
-
-    By 2^-12 of a level, twice what float32's rounding errors come to in the sums here; or, where it is more, by the
-    error with which the given dtype holds a level. A value less than that below a level is taken for the level.
+    2^-12 of a level is twice what float32's rounding errors come to in the sums here. A value less than that below a
+    level is taken for the level.
     """
-    return x + max(slack, 64 * torch.finfo(given).eps) / 255
+    return x + slack / 255

@@ -7,7 +7,7 @@ in whole levels where those use Pillow. So the results are theirs to the bit, bu
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import torch
@@ -130,12 +130,12 @@ class pixelate(Corruption):  # noqa: N801
         "tiny_imagenet": (0.9, 0.8, 0.7, 0.6, 0.5),
         "imagenet": (0.6, 0.5, 0.4, 0.3, 0.25),
     }
+    chunk: ClassVar[int] = 1 << 19  # most steps are on few values
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""
         height, width = x.shape[2:]
-        level = (x * 255).to(torch.promote_types(x.dtype, torch.float32))
-        small = _box_resize(level, max(1, int(width * constants)), 3)
+        small = _box_resize(x * 255, max(1, int(width * constants)), 3)
         small = _box_resize(small, max(1, int(height * constants)), 2).div_(255)
         return _box_resize(_box_resize(small, width, 3), height, 2)
 
@@ -148,7 +148,7 @@ def _to_hsv(
     distance = (v - x)/(v - u) for each channel (it says the hue), saturation = (v - u)/v, value = v.
     Where v = u, the distance is 0 for the first channel and 1 for the others, and the saturation 0.
     """
-    # x·255 is whole for an 8-bit image of any float dtype, which gives it the bits that NumPy's uint8/255 has.
+    # x·255 is whole for an 8-bit image, in float32 too; dividing it gives the bits that NumPy's uint8/255 has.
     x = (x * 255).double().div_(255)
     value, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     spread = value - least
@@ -194,18 +194,19 @@ def _box_resize(level: Float[Tensor, "n c h w"], size: int, axis: int) -> Float[
     lines = level.flatten(0, axis - 1)  # in two dimensions a selection of columns is three times as fast
     picks, shares, weight = _windows(level.shape[axis], size, lines.ndim, level.device, level.dtype)
     total = lines.index_select(1, picks[0])
-    if len(picks) == 1:
-        return total.view(shape)
     for pick, share in zip(picks[1:], shares, strict=True):
-        total.addcmul_(lines.index_select(1, pick), share)
-    # Whole sums times Pillow's fixed-point weights: the 24 bits of float32 keep apart the ties that those decide.
-    return total.mul_(weight).add_(0.5).floor_().view(shape)
+        more = lines.index_select(1, pick)
+        total = total.add_(more) if share is None else total.addcmul_(more, share)
+    if len(picks) > 1:
+        # Whole sums times Pillow's fixed-point weights: the 24 bits of float32 keep apart the ties that those decide.
+        total.mul_(weight).add_(0.5).floor_()
+    return total.view(shape)
 
 
 @lru_cache(maxsize=64)
 def _windows(
     length: int, size: int, ndim: int, device: torch.device, dtype: torch.dtype
-) -> tuple[list[Int[Tensor, " size"]], list[Float[Tensor, "size ..."]], Float[Tensor, "size ..."]]:
+) -> tuple[list[Int[Tensor, " size"]], list[Float[Tensor, "size ..."] | None], Float[Tensor, "size ..."]]:
     """What Pillow's box filter averages when it resizes an axis of `length` pixels to `size`.
 
     A pixel of the result is the mean of the inputs whose centres lie within half a pixel of its own, in pixels of the
@@ -213,7 +214,7 @@ def _windows(
 
     Returns:
         The first input of every result, the second of every result, …
-        From the second on: 1 for these, 0 where there are fewer; shaped for axis 1 of ndim axes.
+        From the second on: 1 for these, 0 where there are fewer, shaped for axis 1 of ndim axes; None for all ones.
         The weight of one input, 1/count rounded to 22 bits; shaped alike.
     """
     scale = length / size
@@ -223,13 +224,15 @@ def _windows(
         center = (i + 0.5) * scale
         near = range(max(int(center - 0.5 * reach + 0.5), 0), min(int(center + 0.5 * reach + 0.5), length))
         windows.append([j for j in near if -0.5 < (j - center + 0.5) * (1 / reach) <= 0.5])
-    most = max(len(window) for window in windows)
-    shape = (size, *(1,) * (ndim - 2))
-    return (
-        [torch.tensor([window[min(k, len(window) - 1)] for window in windows], device=device) for k in range(most)],
-        [
-            torch.tensor([k < len(window) for window in windows], device=device).to(dtype).view(shape)
-            for k in range(1, most)
-        ],
-        torch.tensor([math.floor(2**22 / len(w) + 0.5) / 2**22 for w in windows], device=device, dtype=dtype).view(shape),
-    )
+
+    counts = [len(window) for window in windows]
+    shaped = partial(torch.Tensor.view, size=(size, *(1,) * (ndim - 2)))
+    picks = [
+        torch.tensor([window[min(k, len(window) - 1)] for window in windows], device=device) for k in range(max(counts))
+    ]
+    shares = [
+        None if k < min(counts) else shaped(torch.tensor([float(k < count) for count in counts], dtype=dtype))
+        for k in range(1, max(counts))
+    ]
+    weight = torch.tensor([math.floor(2**22 / count + 0.5) / 2**22 for count in counts], dtype=torch.float64)
+    return picks, [share if share is None else share.to(device) for share in shares], shaped(weight.to(device, dtype))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import torch
@@ -60,27 +60,23 @@ class elastic_transform(Corruption):  # noqa: N801 - the published name
         amplitude, sigma, jitter = (constant * max(height, width) for constant in constants)
         # In levels, to which 2⁻¹² is added at the end: where neighbours are equal, their weighted mean must not be
         # truncated to the level below because float32 rounds it, by up to 2⁻¹² after two interpolations.
-        level = (x * 255).to(torch.promote_types(x.dtype, torch.float32))
-        grid = _affine(height, width, jitter, rng).to(level.dtype)
-        level = grid_sample(level, grid, padding_mode="reflection", align_corners=True)
+        grid = _affine(height, width, jitter, rng).to(x.dtype)
+        level = grid_sample(x * 255, grid, padding_mode="reflection", align_corners=True)
         if amplitude > 0:
-            grid = _displaced(height, width, amplitude, sigma, rng).to(level.dtype)
+            grid = _displaced(height, width, amplitude, sigma, rng).to(x.dtype)
             level = grid_sample(level, grid, padding_mode="reflection", align_corners=False)
         return level.add_(2**-12).div_(255)
 
 
 def _affine(height: int, width: int, jitter: float, rng: Draws) -> Float[Tensor, "n h w 2"]:
     """Where each pixel comes from when an affine map moves three points of the image: (x, y), -1 and 1 the outer pixels."""
-
-    def row(*values: float) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=rng.index.device)
-
+    row = partial(torch.tensor, dtype=torch.float64, device=rng.index.device)
     arm = max(1, min(height, width) // 3)
-    points = row(1, 1, 1, -1, -1, -1).view(3, 2) * arm + row(width // 2, height // 2)
+    points = row([[1, 1], [1, -1], [-1, -1]]) * arm + row([width // 2, height // 2])
     moved = points + (2 * rng.uniform("points", 3, 2).double() - 1) * jitter
     # The inverse map takes the moved triangle's second point back, and its legs a, b to (0, 2·arm) and (2·arm, 0).
     a, b = (moved[:, :2] - moved[:, 1:]).unbind(1)
-    unit = row(2 / max(width - 1, 1), 2 / max(height - 1, 1))
+    unit = row([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     scale = unit * (2 * arm / (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]))[:, None]
     by_column = torch.stack([-a[:, 1], b[:, 1]], 1).mul_(scale)[:, :, None]
     by_row = torch.stack([a[:, 0], -b[:, 0]], 1).mul_(scale)[:, :, None]
@@ -109,7 +105,7 @@ def _smoothing(size: int, sigma: float, device: torch.device) -> Float[Tensor, "
     """Gaussian smoothing of an axis as a matrix, cut at 3 sigma, edges mirrored with the edge repeated; 32-bit weights."""
     radius = int(3 * sigma + 0.5)
     tap = torch.arange(-radius, radius + 1)
-    bell = torch.exp(-0.5 * (tap / sigma).double() ** 2)
+    bell = torch.exp(-0.5 * (tap.double() / sigma) ** 2)
     source = (torch.arange(size)[:, None] + tap).remainder(2 * size)
     source = torch.minimum(source, 2 * size - 1 - source)
     matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, (bell / bell.sum()).expand(size, -1))

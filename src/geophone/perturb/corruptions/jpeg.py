@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -36,27 +36,27 @@ class jpeg_compression(Corruption):
         "tiny_imagenet": (65, 58, 50, 40, 25),
         "imagenet": (25, 18, 15, 10, 7),
     }
+    whole_levels: ClassVar[bool] = True
     large: ClassVar[int] = 80 * 80
-    """Pixels of an image from which on a CPU gives it a file of its own, which takes as long as arithmetic there."""
+    """Number of pixels from which on an image on a CPU gets a file of its own: arithmetic is slower there."""
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The compressed images."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        levels = (exact * 255).round_().float()
         files = x.device.type == "cpu" and x.shape[2] * x.shape[3] >= self.large
-        compressed = (through_files if files else through_arithmetic)(levels.contiguous(), constants)
-        return compressed.to(exact.dtype).div_(255)
+        if files:
+            return through_files(x.mul(255).add_(0.5).to(torch.uint8), constants).to(x.dtype).div_(255)
+        levels = x.mul(255).add_(0.5).floor_()
+        return through_arithmetic(levels.float(), constants).to(x.dtype).div_(255)
 
 
-def through_files(levels: Float32[Tensor, "n c h w"], quality: int) -> Float32[Tensor, "n c h w"]:
+def through_files(levels: UInt8[Tensor, "n c h w"], quality: int) -> UInt8[Tensor, "n c h w"]:
     """Images in levels 0 … 255, written to JPEG files in memory and read again."""
     n, c, h, w = levels.shape
-    planes = levels.numpy().astype(np.uint8)
+    planes = levels.numpy()
     # Colours next to each other, in Pillow's order.
-    pictures = np.stack(list(planes.swapaxes(0, 1)), axis=-1) if c == 3 else planes.reshape(n * c, h, w)
-    read = np.stack([_read(_written(picture, quality=quality)) for picture in pictures])
-    planes = read.transpose(0, 3, 1, 2) if c == 3 else read.reshape(n, c, h, w)
-    return torch.from_numpy(planes.astype(np.float32, order="C"))
+    pictures = np.stack([planes[:, 0], planes[:, 1], planes[:, 2]], axis=-1) if c == 3 else planes.reshape(n * c, h, w)
+    read = torch.from_numpy(np.stack([_read(_written(picture, quality=quality)) for picture in pictures]))
+    return read.permute(0, 3, 1, 2).contiguous() if c == 3 else read.view(n, c, h, w)
 
 
 def through_arithmetic(levels: Float32[Tensor, "n c h w"], quality: int) -> Float32[Tensor, "n c h w"]:

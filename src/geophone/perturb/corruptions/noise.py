@@ -70,7 +70,7 @@ class shot_noise(Corruption):  # noqa: N801
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""
-        count = _poisson(constants, (x * 255).float().round_().clamp_(0, 255), rng.normal("noise", *x.shape[1:]))
+        count = _poisson(constants, (x * 255).round_().clamp_(0, 255), rng.normal("noise", *x.shape[1:]))
         # Levels of 256 that the ratio reaches exactly (1/3 is level 85) must not be missed by rounding: half of 1/255
         # of a count is added, half of the least by which the ratio can exceed or miss a level.
         return count.add_(0.5 / 255).div_(constants)
@@ -102,7 +102,7 @@ class impulse_noise(Corruption):  # noqa: N801
         spared = 0.5 - constants / 2
         # 0 where |u - 1/2| ≤ spared, else beyond ±spared: a step of more than 1 up or down, which clipping ends at 0 or 1.
         hit = hardshrink(rng.uniform("noise", *x.shape[1:]).sub_(0.5), spared)
-        return torch.add(x, hit.to(x.dtype), alpha=2 / spared)
+        return torch.add(x, hit, alpha=2 / spared)
 
 
 @PERTURBATIONS.register

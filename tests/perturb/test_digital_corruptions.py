@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and pixelation: bit for bit what the published scripts and Pillow make of photographs.
+"""Brightness, contrast, saturation and pixelation: bit for bit what the published scripts make of photographs.
 
 Images are compared as whole levels from 0 to 255, without a tolerance.
 """
@@ -165,13 +165,13 @@ def test_results_do_not_depend_on_dtype(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_results_do_not_depend_on_the_batch(name: str) -> None:
-    """Sixty images are several chunks; each alone, and all backwards, are the same bits. Values off the 8-bit grid too."""
-    x = photographs(32).repeat(3, 1, 1, 1).float() / 255
-    x = (x + torch.linspace(0, 1e-3, 60)[:, None, None, None]).clamp(0, 1)
+    """Several chunks of images; some alone, and all backwards, are the same bits. Values off the 8-bit grid too."""
+    x = photographs(32).repeat(10, 1, 1, 1).float() / 255
+    x = (x + torch.linspace(0, 1e-3, 200)[:, None, None, None]).clamp(0, 1)
     corruption = OURS[name](severity=5)
     whole = apply(corruption, x)
     assert torch.equal(apply(corruption, x.flip(0)).flip(0), whole)
-    assert all(torch.equal(apply(corruption, x[i : i + 1]), whole[i : i + 1]) for i in range(60))
+    assert all(torch.equal(apply(corruption, x[i : i + 1]), whole[i : i + 1]) for i in range(0, 200, 9))
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -191,7 +191,7 @@ def test_flat_images_stay(severity: int) -> None:
 
 
 def test_results_do_not_depend_on_the_batch() -> None:
-    """Sixty images are several chunks; each alone, and all backwards, are the same bits. Values off the 8-bit grid too."""
+    """Several chunks of images; each alone, and all backwards, are the same bits."""
     x = torch.rand(60, 3, 40, 36, generator=stream("images"))
     y, index = torch.zeros(60, dtype=torch.int64), torch.arange(60)
     for severity in (2, 4):
@@ -285,7 +285,7 @@ def test_sums_of_the_smoothing_are_exact(size: int, sigma: float) -> None:
 def test_displacement_has_the_size_that_the_docstring_says() -> None:
     """Amplitude/(2·√(3π)·width) far from the edges, where white noise of variance 1/3 is smoothed in two dimensions.
 
-    200 images × 2 × (64/2.44√(4π))² independent patches: √(1/2n) is under .005; the kernel cut at 3 sigma has .3 % less.
+    200 images × 2 × (64/2.44√(4π))² independent patches: √(1/2n) is under .005; the cut at 3 sigma adds under 1 %.
     """
     amplitude, sigma = 12.2, 2.44
     grid = elastic._displaced(64, 64, amplitude, sigma, draws("test", index=torch.arange(200)))

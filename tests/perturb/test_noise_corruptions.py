@@ -1,7 +1,7 @@
-"""The four noises: value by value against NumPy and SciPy with the same draws, and as distributions against the reference.
+"""The four noises: value by value against NumPy and SciPy with the same draws, and in distribution.
 
-`imagecorruptions` is the reference, with ImageNet-C's constants. Distributions are compared by Welch's statistic: the
-difference of two means in units of its standard error. 5 of these happen by chance once in 10⁶, and draws are fixed.
+There `imagecorruptions` is the reference, with ImageNet-C's constants. Distributions are compared by Welch's statistic,
+the difference of two means in units of its standard error. 5 of these happen by chance once in 10⁶, and draws are fixed.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,8 @@ def script(name: str, picture: np.ndarray, c: float, rng: Draws) -> np.ndarray:
 def is_the_scripts(name: str, made: Callable[[Tensor, Any], Tensor], x: Tensor, preset: str) -> None:
     """Up to rounding: few values end on the other side of a level's border, by one level (a count, for shot noise).
 
-    Gaussian and speckle noise are computed in float32: x + c·z is off by up to 2⁻²³, which is 3e-5 levels, so a share of
-    up to 6e-5 crosses. Of the counts of shot noise fewer differ (see the test of quantiles). How many is Poisson.
+    Gaussian and speckle noise are computed in float32: x + c·z is off by up to 2⁻²³, which is 3e-5 levels, so a share
+    of up to 6e-5 crosses. Of the counts of shot noise fewer differ (see the test of quantiles). How many is Poisson.
     """
     for severity, c in zip(SEVERITIES, PUBLISHED[name][preset], strict=True):
         expected = script(name, x.numpy(), c, draws("test", index=torch.arange(len(x))))
@@ -155,7 +156,7 @@ def test_any_number_of_channels(name: str, channels: int) -> None:
 def test_results_hardly_depend_on_dtype(name: str, dtype: torch.dtype) -> None:
     """An 8-bit image stored as k/255 in any float type is the same to impulse and shot noise; the others round it.
 
-    Half a unit in the last place of 1/2 to 1, in levels: 255·2⁻¹² in float16, 255·2⁻⁹ in bfloat16, so one level at most.
+    Half a unit in the last place of 1/2 to 1 is 255·2⁻¹² levels in float16 and 255·2⁻⁹ in bfloat16: one at most.
     """
     x = photographs(32)
     expected = apply(OURS[name](), x.float() / 255) * 255
@@ -267,7 +268,7 @@ def test_impulses_have_the_published_share() -> None:
 def test_what_a_lower_severity_hits_a_higher_one_hits_too() -> None:
     x = torch.full((4, 3, 32, 32), 100 / 255)
     outs = [apply(impulse_noise(severity=severity), x) for severity in SEVERITIES]
-    for weaker, stronger in zip(outs, outs[1:], strict=False):
+    for weaker, stronger in pairwise(outs):
         assert torch.equal(stronger[weaker != x], weaker[weaker != x])
 
 
@@ -343,7 +344,7 @@ def is_distributed_as_the_reference(name: str, made: Callable[[Tensor, Any], Ten
     expected = reference(name, severity, 32, which, n)
     assert welch(measures(out, clean.numpy()), measures(expected, clean.numpy())) < BOUND
     # Every value: the means of n draws each differ by chance alone. The sum of their squared differences is the sum of
-    # the variances, to √(2/m) with m values that count (the square of the sum of variances over the sum of their squares).
+    # the variances, to √(2/m), m the number of values that count: (sum of variances)² over the sum of their squares.
     variance = (out.var(0, ddof=1) + expected.var(0, ddof=1)) / n
     excess = ((out.mean(0) - expected.mean(0)) ** 2).sum() / variance.sum() - 1
     assert abs(excess) < BOUND * math.sqrt(2 * (variance**2).sum()) / variance.sum()

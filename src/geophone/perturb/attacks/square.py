@@ -159,7 +159,10 @@ class _MassSquare(_Square):
         mass = delta.abs() ** order
         unspent = (self.eps**order - mass.sum((1, 2, 3), keepdim=True)).clamp(min=0)
         freed = torch.where(leaves | enters, mass, 0).sum((2, 3), keepdim=True)
-        budget = (freed + unspent / x.shape[1]) ** (1 / order) * self.excess(x)
+        budget = (freed + unspent / x.shape[1]) ** (1 / order)
+        if order == 1:
+            # As in the authors' code: too much, which the projection takes back from everywhere, and so makes sparse.
+            budget = budget * x.shape[1]
 
         offsets = torch.arange(side, device=x.device)
         at = (filled[:, :1, None] + offsets[:, None]) * width + filled[:, 1:, None] + offsets
@@ -170,10 +173,6 @@ class _MassSquare(_Square):
         mixed = _unit(mixed, order) * budget.flatten(2)
         delta = torch.where(leaves, 0, delta).flatten(2).scatter(2, at, mixed).reshape(x.shape)
         return self.fill(x, delta)
-
-    def excess(self, x: Float[Tensor, "n c h w"]) -> float:
-        """How many times what was freed and unspent is put in the window, before all is brought into the ball."""
-        return 1.0
 
     def bump(self, side: int, like: Tensor) -> Float[Tensor, "s s"]:
         """Two rectangles of opposite signs, each highest in its middle, of norm 1 together."""

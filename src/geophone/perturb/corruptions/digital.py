@@ -137,7 +137,7 @@ class pixelate(Corruption):
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""
         height, width = x.shape[2:]
-        small = _box_resize(x * 255, max(1, int(width * constants)), 3)
+        small = _box_resize(x, max(1, int(width * constants)), 3, unit=255)
         small = _box_resize(small, max(1, int(height * constants)), 2).div_(255)
         return _box_resize(_box_resize(small, width, 3), height, 2)
 
@@ -190,15 +190,20 @@ def _from_hsv(
     return torch.sub(1, distance.mul_(saturation)).mul_(value)
 
 
-def _box_resize(level: Float[Tensor, "n c h w"], size: int, axis: int) -> Float[Tensor, "n c p q"]:
-    """Resize axis 2 or 3 of images in levels (0 to 255) as `PIL.Image.resize(…, Image.BOX)` does."""
-    shape = (*level.shape[:axis], size, *level.shape[axis + 1 :])
-    lines = level.flatten(0, axis - 1)  # in two dimensions a selection of columns is three times as fast
-    picks, shares, weight = _windows(level.shape[axis], size, lines.ndim, level.device, level.dtype)
+def _box_resize(x: Float[Tensor, "n c h w"], size: int, axis: int, unit: int = 1) -> Float[Tensor, "n c p q"]:
+    """Resize axis 2 or 3 of images as `PIL.Image.resize(…, Image.BOX)` does; unit is what makes levels (0 to 255) of x.
+
+    A mean is taken of levels and rounded to one. Where x has others than 256, their sum is rounded to whole ones first.
+    """
+    shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    lines = x.flatten(0, axis - 1)  # in two dimensions a selection of columns is three times as fast
+    picks, shares, weight = _windows(x.shape[axis], size, lines.ndim, x.device, x.dtype)
     total = lines.index_select(1, picks[0])
     for pick, share in zip(picks[1:], shares, strict=True):
         more = lines.index_select(1, pick)
         total = total.add_(more) if share is None else total.addcmul_(more, share)
+    if unit != 1:
+        total.mul_(unit).round_()
     if len(picks) > 1:
         # Whole sums times Pillow's fixed-point weights: the 24 bits of float32 keep apart the ties that those decide.
         total.mul_(weight).add_(0.5).floor_()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.models import Normalise, resnet20
+from geophone.models import resnet20
 from geophone.perturb import LinfPGD
 from geophone.perturb.attacks import fold
 from geophone.perturb.attacks.ascent import attacking
@@ -127,7 +127,16 @@ def hooked() -> nn.Module:
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(),
         lambda x: x.mean((2, 3)),
     ],
-    ids=["two readers", "used twice", "stochastic", "no copy", "hooks", "batch statistics", "nothing to fold", "function"],
+    ids=[
+        "two readers",
+        "used twice",
+        "stochastic",
+        "no copy",
+        "hooks",
+        "batch statistics",
+        "nothing to fold",
+        "function",
+    ],
 )
 def test_where_it_does_not_apply_the_network_itself_is_attacked(model: Any) -> None:
     with torch.random.fork_rng(devices=[]):

@@ -19,16 +19,13 @@ from geophone.perturb import (
     at_level,
     grid,
 )
-from geophone.perturb.corruptions import brightness, contrast, gaussian_blur, pixelate
+from geophone.perturb.corruptions import brightness, contrast, pixelate
 from geophone.registry import PERTURBATIONS
 from geophone.rng import draws
+from geophone.scores import GROUPS
 from geophone.types import family_name, level_of
 
-
-NINETEEN = set(
-    "gaussian_noise shot_noise impulse_noise speckle_noise defocus_blur glass_blur motion_blur zoom_blur gaussian_blur "
-    "snow frost fog spatter brightness contrast saturate elastic_transform pixelate jpeg_compression".split()
-)
+NINETEEN = {name for group in GROUPS.values() for name in group}
 
 
 def test_a_name_is_every_default_level() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geophone.errors import GeophoneError
-from geophone.perturb import FGSM, LOSSES, L1PGD, L2PGD, LinfPGD
+from geophone.perturb import FGSM, L1PGD, L2PGD, LOSSES, LinfPGD
 from geophone.perturb.attacks.losses import Loss, ce, dlr, find_loss, margin, scaled_ce, targeted_dlr
 from geophone.rng import draws, stream
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from geophone.errors import GeophoneError
-from geophone.perturb import FGSM, L1, L1PGD, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient
+from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient
 from geophone.perturb.attacks.ascent import Ascent, pgd
 from geophone.perturb.attacks.losses import ce
 from geophone.rng import Draws, draws, stream

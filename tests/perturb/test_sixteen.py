@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geophone.errors import GeophoneError
-from geophone.perturb import FGSM, L1, L2, L1PGD, L2PGD, LinfPGD, grid
+from geophone.perturb import FGSM, L1, L1PGD, L2, L2PGD, LinfPGD, grid
 from geophone.perturb.attacks.apgd import LinfAPGD
 from geophone.perturb.attacks.carlini_wagner import CarliniWagner
 from geophone.perturb.attacks.deepfool import L2DeepFool

@@ -66,8 +66,8 @@ class Corruption:
         constants = self.constants[self.preset or preset_for(*x.shape[-2:])][self.severity - 1]
         rows = max(1, self.chunk // x[0].numel()) if x.device.type == "cpu" else len(x)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        # In half precision k/255 · 255 may come out below k, and be truncated to k - 1.
-        exact = x.contiguous().to(torch.promote_types(x.dtype, torch.float32))
+        # In half precision k/255 may lie below k/255, and be truncated to (k - 1)/255; there 255·x is whole.
+        exact = x.contiguous() if x.dtype.itemsize > 2 else x.mul(255).float().div_(255)
         with torch.no_grad():
             for start in range(0, len(x), rows):
                 part = slice(start, start + rows)

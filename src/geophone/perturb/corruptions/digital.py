@@ -133,6 +133,7 @@ class pixelate(Corruption):
         "imagenet": (0.6, 0.5, 0.4, 0.3, 0.25),
     }
     chunk: ClassVar[int] = 1 << 19  # most steps are on few values
+    whole_levels: ClassVar[bool] = True
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:
         """The corrupted images before clipping and quantisation."""

@@ -161,6 +161,8 @@ def test_random_starts_repeat_and_come_from_rng() -> None:
     (x, y, rng), network = small_batch(), small_network()
     for attack in (from_foolbox("LinfPGD", 0.1, steps=1), from_callable(noisy, 0.1, name="noisy")):
         one = attack(x, y, network, rng)
+        for draw in (torch.rand, np.random.rand, lambda _: random.random()):  # noqa: NPY002
+            draw(1)
         assert torch.equal(attack(x, y, network, rng), one)
         assert not torch.equal(attack(x, y, network, rng.child("again")), one)
 
@@ -373,7 +375,7 @@ def test_numpy_arrays_and_other_dtypes_come_back_as_the_images_are() -> None:
 
 def test_what_an_attack_without_radius_finds_is_brought_to_within_eps() -> None:
     (x, y, rng), network = small_batch(), small_network()
-    x = 0.5 + 0 * x
+    x = 0.3 + 0.4 * x  # nothing is clipped, and x + (x' - x) is rounded
     direction = torch.randn(x.shape, generator=stream("direction"), dtype=torch.float64)
     direction = direction / L2.length(direction)[:, None, None, None]
     length = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.0]).double()[:, None, None, None]
@@ -437,7 +439,7 @@ def test_a_missing_library_says_how_to_install_it(
         (lambda: from_foolbox("LinfPDG", 0.1), "LinfPGD"),
         (lambda: from_foolbox("_private", 0.1), "unknown"),
         (lambda: from_foolbox(foolbox.attacks.LinfPGD(), 0.1, steps=3), "steps"),
-        (lambda: from_foolbox("LinfPGD", 8), "8/255"),
+        (lambda: from_foolbox("LinfPGD", 8.0), "8/255"),
         (lambda: from_foolbox("LinfPGD", -0.1), "eps"),
         (lambda: from_foolbox("LinfPGD", 0.1, ball="l3"), "l3"),
     ],

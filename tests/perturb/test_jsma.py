@@ -85,7 +85,7 @@ def test_it_changes_the_pairs_that_the_paper_changes(gamma: float, theta: float)
     agrees(JSMA(gamma=gamma, theta=theta), gamma, theta)
 
 
-@pytest.mark.parametrize("mutant", [JSMA(gamma=0.05), JSMA(theta=0.5), JSMA(theta=-1), JSMA(target=0)], ids=repr)
+@pytest.mark.parametrize("mutant", [JSMA(gamma=0.05), JSMA(theta=0.5), JSMA(theta=-1.0), JSMA(target=0)], ids=repr)
 def test_a_mutant_changes_others(mutant: JSMA) -> None:
     with pytest.raises(AssertionError):
         agrees(mutant, 0.1, 1.0)

@@ -213,7 +213,7 @@ def published_snow(picture: np.ndarray, z: np.ndarray, angle: float, constants: 
     layer = layer[start : start + side, start : start + side]
     layer[layer < threshold] = 0
     layer = np.uint8(np.clip(layer, 0, 1) * 255)
-    layer = np.round(reference._motion_blur(layer, radius, sigma, angle)) / 255
+    layer = np.floor(reference._motion_blur(layer, radius, sigma, angle) + 1 / 514) / 255
     x = picture.astype(np.float32) / 255
     brighter = x if x.ndim == 2 else cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
     x = kept * x + (1 - kept) * np.maximum(x, brighter * 1.5 + 0.5)
@@ -241,9 +241,9 @@ def is_published_snow(snowed: Any) -> None:
 
 
 def is_reference_snow(snowed: Any) -> None:
-    """Within 2 levels: the reference does not truncate its layer to 256 levels before the blur, as the published does.
+    """Within 4 levels: the reference truncates its layer to 256 levels neither before nor, as ImageMagick, after the blur.
 
-    So its layer is up to a level brighter, before and after rounding, and there are two. Sides are those at which the
+    So its layer is up to a level brighter each time, and there are two layers. Sides are those at which the
     magnified layer needs no cutting, which the reference does at another place.
     """
     for severity, sides in zip(SEVERITIES, ((33, 222), (32, 224), (32, 224), (36, 216), (40, 220)), strict=True):
@@ -252,9 +252,9 @@ def is_reference_snow(snowed: Any) -> None:
             with drawing(normal=normal_is(z), uniform=lambda low, high: -70.0):
                 expected = corrupted("snow", picture, severity)
             gap = snowed(picture, z, angle, ours(snow, severity)) - expected
-            assert gap.min() > -2 - ROUNDING
+            assert gap.min() > -4 - ROUNDING
             assert gap.max() < ROUNDING
-            assert gap.mean() > -1
+            assert gap.mean() > -2
 
 
 def test_snow_is_the_published_scripts_pixel_by_pixel() -> None:
@@ -689,12 +689,12 @@ def of_reference(name: str, side: int, severity: int) -> dict[str, Tensor]:
 def is_distributed_as_the_reference(kind: Callable, side: int, severity: int, name: str) -> None:
     """Means differ by no more than a t-test of paired differences lets pass at p = 1e-6; there are 800 such tests.
 
-    Snow may also be up to a level darker, by the published truncation.
+    Snow may also be up to two levels darker, by the published truncations.
     """
     x = photographs(side).repeat_interleave(DRAWS[side], 0).float() / 255
     mine = statistics(x, shake(kind(severity=severity, preset="imagenet"), x))
     theirs = of_reference(name, side, severity)
-    level = 1 / 255 if name == "snow" else 0.0
+    level = 2 / 255 if name == "snow" else 0.0
     slack = dict.fromkeys(("red", "green", "blue", "contrast", "SSIM"), level) | {
         "PSNR": 20 * math.log10(1 + 4 * level)
     }

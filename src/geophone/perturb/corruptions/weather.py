@@ -134,7 +134,8 @@ def flakes(
     """Snowflakes from noise, in 256 levels as the original stores them before and after the blur."""
     layer = clipped_zoom(noise, magnification)
     layer = hardshrink(layer.clamp_(0, 1), threshold).mul_(255).floor_()
-    return motion_blur(layer, radius, sigma, angle).round_().div_(255)
+    # ImageMagick rounds to 16 bits, of which 8 are kept.
+    return motion_blur(layer, radius, sigma, angle).add_(1 / 514).floor_().div_(255)
 
 
 def snowy(x: Float[Tensor, "n c h w"], flakes: Float[Tensor, "n 1 h w"], kept: float) -> Float[Tensor, "n c h w"]:

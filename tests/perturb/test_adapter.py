@@ -161,7 +161,7 @@ def test_random_starts_repeat_and_come_from_rng() -> None:
     (x, y, rng), network = small_batch(), small_network()
     for attack in (from_foolbox("LinfPGD", 0.1, steps=1), from_callable(noisy, 0.1, name="noisy")):
         one = attack(x, y, network, rng)
-        for draw in (torch.rand, np.random.rand, lambda _: random.random()):  # noqa: NPY002
+        for draw in (torch.rand, np.random.rand, lambda _: random.random()):
             draw(1)
         assert torch.equal(attack(x, y, network, rng), one)
         assert not torch.equal(attack(x, y, network, rng.child("again")), one)

@@ -241,7 +241,7 @@ def is_published_snow(snowed: Any) -> None:
 
 
 def is_reference_snow(snowed: Any) -> None:
-    """Within 4 levels: the reference truncates its layer to 256 levels neither before nor, as ImageMagick, after the blur.
+    """Within 4 levels: the reference truncates its layer to 256 levels neither before the blur nor after it.
 
     So its layer is up to a level brighter each time, and there are two layers. Sides are those at which the
     magnified layer needs no cutting, which the reference does at another place.

@@ -37,6 +37,16 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.html").is_file()
 
 
+def test_the_example_of_robustness_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "robustness.md").read_text(), re.DOTALL)
+    exec(code.replace("take(100)", "take(20)"), {})
+    out = capsys.readouterr().out
+    assert "corruption_accuracy" in out
+    assert "all of them" in out
+
+
 def test_the_catalogue_is_current():
     spec = spec_from_file_location("make_catalogue", ROOT / "scripts" / "make_catalogue.py")
     module = module_from_spec(spec)

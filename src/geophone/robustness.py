@@ -271,9 +271,7 @@ def eps_curve(
 
     >>> eps_curve(model, "fashion_mnist_mini", "LinfPGD(steps=20)").half()
     """
-    one = grid(attack, levels=False)[0] if isinstance(attack, str) else attack
-    if one.level != "eps":
-        raise GeophoneError(f"{describe(one)} has no radius eps: a curve over eps needs an attack that has.")
+    (one,) = with_radius(attack if isinstance(attack, str) else [attack])
     name = family_name(one)
     radii = tuple(sorted(set(eps if eps is not None else _radii(one))))
     if not radii or radii[0] <= 0:
@@ -313,8 +311,7 @@ def curves(
     progress: Callable[[int, int], None] | None = None,
 ) -> pl.DataFrame:
     """Rows of the table for the curve of each attack, whatever its radius: see `eps_curve` and `Curve.rows`."""
-    named = grid(attacks, levels=False) if isinstance(attacks, str) else attacks
-    kinds = list({family_name(attack): attack for attack in named}.values())
+    kinds = with_radius(attacks)
     found: list[dict[str, Any]] = []
     for place, attack in enumerate(kinds):
 
@@ -325,6 +322,19 @@ def curves(
         curve = eps_curve(model, data, attack, batch_size=batch_size, seed=seed, progress=step)
         found += [{**(columns or {}), **row} for row in curve.rows()]
     return table.frame(found)
+
+
+def with_radius(attacks: str | Sequence[Perturbation]) -> list[Perturbation]:
+    """The attacks that curves can be drawn of, each once whatever its radius; none for an empty text.
+
+    Raises:
+        GeophoneError: one has no radius eps.
+    """
+    named = attacks if not isinstance(attacks, str) else grid(attacks, levels=False) if attacks.strip() else []
+    for attack in named:
+        if attack.level != "eps":
+            raise GeophoneError(f"{describe(attack)} has no radius eps: a curve over eps needs an attack that has.")
+    return list({family_name(attack): attack for attack in named}.values())
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from geophone.errors import GeophoneError
 from geophone.files import make_folder
 from geophone.measure import measure
 from geophone.models import load_model
-from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
 from geophone.record import Reduce, spatial_mean
 from geophone.registry import load_entry_points
 from geophone.report import write_report
-from geophone.robustness import Survival, survival
+from geophone.robustness import Survival, survival, with_radius
 from geophone.robustness import curves as radii
 from geophone.types import Model, Perturbation, device_of, usable_device
 
@@ -92,9 +91,7 @@ def scan(
     """
     started, clock = now(), time.monotonic()
     made, source, split = _opened(model, data, factory, images, device)
-    drawn: Sequence[Perturbation] = (
-        curves if not isinstance(curves, str) else grid(curves, levels=False) if curves.strip() else []
-    )
+    drawn = with_radius(curves)
     label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
     page, folder = _places(out)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -20,6 +21,11 @@ from geophone.models import SmallCNN
 def make():
     torch.manual_seed(0)
     return SmallCNN(4, (0.5,), (0.25,), width=2)
+class Blocks(torch.nn.Module):
+    def forward(self, x):
+        return x.detach().flatten(1)[:, :4] * torch.ones(4, requires_grad=True)
+def blocks():
+    return Blocks()
 def broken():
     model = make()
     torch.nn.init.constant_(model.conv2.weight, float("nan"))
@@ -117,13 +123,23 @@ def test_a_plugin_shows_up_in_list_help_and_report(place, capsys):
     assert "MyShake" in page
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("scan",), ("list",), ("report",)])
+def test_attack_counts_what_survives(place, capsys):
+    arguments = ("my.py:make", "good.npz", "--attacks", "LinfPGD(eps=0.1, steps=3), LinfSquare(eps=0.1, queries=5)")
+    code, out, err = geophone(capsys, "attack", *arguments, "--restarts", "2", "--out", "images.parquet")
+    assert code == 0, err
+    assert "all of them" in out
+    frame = pl.read_parquet(place / "images.parquet")
+    assert len(frame) == 40 * 2 * 2
+    assert frame["attack"].n_unique() == 2
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("scan",), ("attack",), ("list",), ("report",)])
 def test_help(command, capsys):
     code, out, _ = geophone(capsys, *command, "--help")
     assert code == 0
     assert out.startswith("Usage: geophone")
     assert max(len(line) for line in out.splitlines()) <= 110
-    assert set(cli.commands) == {"run", "scan", "list", "report"}
+    assert set(cli.commands) == {"run", "scan", "attack", "list", "report"}
 
 
 def corrupt_shard(place):
@@ -137,6 +153,12 @@ def cut_gzip(place):
     folder.mkdir()
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(os.urandom(1000))[:500])
+
+
+def corrupt_npy(place):
+    (place / "c").mkdir()
+    (place / "c" / "fog.npy").write_bytes(b"\x93NUMPY\x01\x00garbage")
+    np.save(place / "c" / "labels.npy", np.zeros(5, dtype=np.uint8))
 
 
 def nothing(place):
@@ -166,6 +188,20 @@ BAD = {
     "missing plug-in": (nothing, "list --plugin absent.py", "no plug-in file at"),
     "missing factory": (nothing, "scan good.npz good.npz", "--factory"),
     "wrong device": (nothing, "scan my.py:make good.npz --device tpu9", "tpu9"),
+    "severity 7": (
+        nothing,
+        "scan my.py:make good.npz --perturb fog(severity=7)",
+        "severity must be a whole number in [0, 5]",
+    ),
+    "negative eps": (nothing, "scan my.py:make good.npz --perturb LinfAPGD(eps=-1)", "eps must be a number in [0, 1]"),
+    "no gradients": (nothing, "attack my.py:blocks good.npz --attacks LinfPGD", "passes no gradient on to its input"),
+    "a curve without a radius": (nothing, "scan my.py:make good.npz --curves fog", "has no radius eps"),
+    "outcomes elsewhere": (nothing, "attack my.py:make good.npz --out images.csv", "ends in .parquet"),
+    "corrupt npy": (
+        corrupt_npy,
+        "scan my.py:make cifar10_c(root='c',corruption='fog')",
+        "fog.npy is truncated, corrupt",
+    ),
     "too many images": (nothing, "scan my.py:make good.npz --images 1000", "1000"),
 }
 

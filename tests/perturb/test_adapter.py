@@ -357,6 +357,8 @@ def test_what_is_off_by_rounding_is_put_right_and_nothing_else_is_touched() -> N
     assert (high - x).abs().max() <= 0.1 * (1 + 1e-12)
     long = returning(lambda x: (x + 0.1 / math.sqrt(192) * (1 + 1e-6)).clamp(0, 1), ball="l2")(x, y, network, rng)
     assert L2.length(long - x).max() <= 0.1 * (1 + 1e-12)
+    free = returning(lambda x: (x + 5e-7).clamp(-1e-7, 1 + 5e-7))(x, y, network, rng)
+    assert free.max() == 1
     exact = returning(lambda x: (x + 0.05).clamp(0, 1), ball="linf")(x, y, network, rng)
     assert torch.equal(exact, (x + 0.05).clamp(0, 1))
 
@@ -375,7 +377,7 @@ def test_numpy_arrays_and_other_dtypes_come_back_as_the_images_are() -> None:
 
 def test_what_an_attack_without_radius_finds_is_brought_to_within_eps() -> None:
     (x, y, rng), network = small_batch(), small_network()
-    x = 0.3 + 0.4 * x  # nothing is clipped, and x + (x' - x) is rounded
+    x = 0.3 + 0.4 * x  # so that nothing is clipped
     direction = torch.randn(x.shape, generator=stream("direction"), dtype=torch.float64)
     direction = direction / L2.length(direction)[:, None, None, None]
     length = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.0]).double()[:, None, None, None]
@@ -386,9 +388,11 @@ def test_what_an_attack_without_radius_finds_is_brought_to_within_eps() -> None:
     with pytest.raises(GeophoneError, match="ball"):
         from_callable(nearest, 0.5, name="mine")
     found = from_callable(nearest, 0.5, name="mine", ball="l2")(x, y, network, rng)
-    near = length[:, 0, 0, 0] < 0.5
-    assert torch.equal(found[near], (x + length * direction)[near]), "what is near enough stays, to the bit"
     assert torch.allclose(found, x + length.clamp(max=0.5) * direction, rtol=0, atol=1e-12)
+    other = torch.rand(x.shape, generator=stream("other"), dtype=torch.float64)
+    stays = from_callable(lambda model, inputs, labels: other, 1.0, name="mine", ball="linf")(x, y, network, rng)
+    assert torch.equal(stays, other), "what is near enough stays, to the bit"
+    assert not torch.equal(x + (other - x), other), "the test needs a sum that is rounded"
     linf = from_callable(nearest, 0.05, name="mine", ball="linf")(x, y, network, rng)
     assert (linf - x).abs().max() <= 0.05 * (1 + 1e-12)
 

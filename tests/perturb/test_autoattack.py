@@ -26,16 +26,16 @@ from geophone.testing.perturbation_laws import check_perturbation
 
 KINDS: list[Any] = [LinfAutoAttack, L2AutoAttack, L1AutoAttack]
 EPS = {LinfAutoAttack: 0.03, L2AutoAttack: 0.4, L1AutoAttack: 3.0}
-SMALL = {"steps": 15, "queries": 40}
+SMALL = {"steps": 10, "queries": 30}
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.mark.parametrize(
     "attack",
     [
-        LinfAutoAttack(steps=2, queries=2),
+        LinfAutoAttack(steps=1, queries=2),
         L2AutoAttack(steps=2, queries=2, version="rand", draws=2),
-        L1AutoAttack(steps=4, queries=2),
+        L1AutoAttack(steps=1, queries=2),
     ],
 )
 def test_all_laws_hold(attack: Any) -> None:
@@ -64,7 +64,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def batch(network: nn.Module) -> tuple[Tensor, Tensor, Draws]:
     """Test images that the network gets right."""
-    images = next(load("fashion_mnist_mini").test.batches(80))
+    images = next(load("fashion_mnist_mini").test.batches(70))
     right = network(images.x).argmax(1) == images.y
     assert right.float().mean() > 0.7
     return images.x[right], images.y[right], draws("autoattack", index=images.index[right])
@@ -97,7 +97,7 @@ def of_the_authors(kind: Any, network: nn.Module, x: Tensor, y: Tensor) -> float
 
 
 def is_as_strong_as_the_authors(kind: Any, attack: Any, network: nn.Module, batch: Any) -> None:
-    """At most one image of some 60 more survives."""
+    """At most one image of some 55 more survives."""
     x, y, rng = batch
     theirs = of_the_authors(kind, network, x, y)
     assert 0.15 < theirs < 0.7
@@ -195,7 +195,7 @@ def test_members_one_by_one_leave_what_the_ensemble_leaves(network: nn.Module, b
 @EACH
 def test_logits_times_128_give_the_same_robust_accuracy(kind: Any, network: nn.Module, batch: Any) -> None:
     """And the same images to the bit, in float32: every member is scale-free, and a power of two rounds nothing."""
-    x, y, rng = (part[:20] for part in batch)
+    x, y, rng = (part[:12] for part in batch)
     attack = kind(EPS[kind], steps=5, queries=20)
     plain, scaled = (attack.fool(x, y, lambda x, s=s: s * network(x), rng) for s in (1, 128))
     assert torch.equal(plain, scaled)

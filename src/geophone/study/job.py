@@ -20,7 +20,7 @@ from geophone.models.load import save_network
 from geophone.perturb import grid
 from geophone.record import REDUCTIONS
 from geophone.registry import METRICS, MODELS, RECIPES, parse_call
-from geophone.robustness import curves
+from geophone.robustness import curves, with_radius
 from geophone.train import Training, fit, initialised
 from geophone.types import describe, family_name
 
@@ -93,7 +93,7 @@ class Job:
         if self.reduce not in REDUCTIONS:
             raise unknown("reduction", self.reduce, REDUCTIONS)
         shakes = dict.fromkeys(describe(p) for text in self.perturbations for p in grid(text))
-        named = dict.fromkeys(family_name(p) for text in self.curves for p in grid(text, levels=False))
+        named = dict.fromkeys(family_name(p) for text in self.curves for p in with_radius(text))
         return replace(self, perturbations=tuple(shakes), metrics=metrics, curves=tuple(named))
 
 
@@ -143,7 +143,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         progress=stage("measuring"),
     )
     radii = curves(
-        *(model, images, [p for text in job.curves for p in grid(text, levels=False)]),
+        *(model, images, [p for text in job.curves for p in with_radius(text)]),
         batch_size=job.batch_size,
         seed=job.seed,
         columns=measured,

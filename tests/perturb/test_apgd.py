@@ -477,9 +477,7 @@ def test_restarts_are_different_runs(network: nn.Module, batch: Any) -> None:
 # Errors.
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("steps", 1.5), ("targets", -1), ("draws", 0), ("eps", -0.1), ("eps", 8)]
-)
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("targets", -1), ("draws", 0), ("eps", -0.1), ("eps", 8.0)])
 def test_fields_out_of_range_are_errors(field: str, value: float) -> None:
     with pytest.raises(GeophoneError, match=rf"LinfAPGD\({field}="):
         LinfAPGD(**{field: value})

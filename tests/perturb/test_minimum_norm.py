@@ -431,8 +431,12 @@ def test_the_scale_of_the_logits_does_not_matter(attack: Any) -> None:
     is_scale_free(attack)
 
 
-@pytest.mark.parametrize("attack", [CarliniWagner(steps=30, searches=3, step_size=0.03, relative=False)], ids=repr)
-def test_to_the_textbooks_loss_it_does(attack: Any) -> None:
+@pytest.mark.parametrize(
+    "attack",
+    [CarliniWagner(steps=30, searches=3, step_size=0.03, relative=False), L2FMN(steps=20, loss="ce")],
+    ids=repr,
+)
+def test_to_the_textbooks_losses_it_does(attack: Any) -> None:
     with pytest.raises(AssertionError):
         is_scale_free(attack)
 
@@ -536,15 +540,15 @@ def test_nan_weights_and_missing_classes_are_errors(attack: Any) -> None:
     [
         (L2DeepFool, {"steps": 0}, "steps must be a whole number of at least 1"),
         (L2DeepFool, {"candidates": 1}, "candidates must be a whole number of at least 2"),
-        (LinfDeepFool, {"eps": 8}, "8/255, not 8"),
-        (LinfDeepFool, {"overshoot": -1}, "overshoot must be a number of at least 0"),
+        (LinfDeepFool, {"eps": 8.0}, "8/255, not 8"),
+        (LinfDeepFool, {"overshoot": -1.0}, "overshoot must be a number of at least 0"),
         (CarliniWagner, {"searches": 0}, "searches must be a whole number of at least 1"),
-        (CarliniWagner, {"c": -1}, "c must be a number"),
-        (CarliniWagner, {"relative": 1}, "write True or False"),
-        (L2FMN, {"shrink": 2}, r"shrink must be a number in \[0, 1\]"),
-        (L1FAB, {"targets": 1.5}, "targets must be a whole number"),
+        (CarliniWagner, {"c": -1.0}, "c must be a number"),
+        (L2FMN, {"shrink": 2.0}, r"shrink must be a number in \[0, 1\]"),
+        (L2FMN, {"loss": "hinge"}, "loss"),
+        (L1FAB, {"targets": -1}, "targets must be a whole number of at least 0"),
         (L2FAB, {"eta": 0.5}, "eta must be a number of at least 1"),
-        (LinfFAB, {"beta": 2}, r"beta must be a number in \[0, 1\]"),
+        (LinfFAB, {"beta": 2.0}, r"beta must be a number in \[0, 1\]"),
         (LinfFAB, {"alpha_max": -0.1}, r"alpha_max must be a number in \[0, 1\]"),
     ],
 )

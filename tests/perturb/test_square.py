@@ -290,3 +290,10 @@ def test_logits_of_other_shapes_are_errors(kind: Any) -> None:
     x, y = torch.rand(2, 1, 5, 5), torch.ones(2, dtype=torch.int64)
     with pytest.raises(GeophoneError, match="needs logits"):
         kind()(x, y, lambda x: x.sum((1, 2, 3))[:, None], draws("s", index=torch.arange(2)))
+
+
+@EACH
+def test_nan_logits_are_an_error(kind: Any) -> None:
+    x, y = torch.rand(2, 1, 5, 5), torch.ones(2, dtype=torch.int64)
+    with pytest.raises(GeophoneError, match="logits are NaN: check its weights"):
+        kind(queries=3)(x, y, lambda x: x.flatten(1) * torch.nan, draws("s", index=torch.arange(2)))

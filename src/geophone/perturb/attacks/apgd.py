@@ -22,7 +22,7 @@ MOMENTUM = 0.25
 """The share of a step that repeats the step before; the rest goes where the gradient points."""
 
 RISES = 0.75
-"""The share of steps since the last checkpoint that must be exceeded by those that raised the loss."""
+"""The step size is halved where no more than this share of the steps since the last checkpoint raised the loss."""
 
 DENSEST = 0.2
 """The largest share of values that the first l1 steps change."""

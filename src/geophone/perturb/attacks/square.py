@@ -67,6 +67,8 @@ class _Square(Attack):
                 rng, block = rng[left], block[left]
                 if not len(rows):
                     return out
+        if bool(largest.isnan().any()):
+            raise GeophoneError("the model's logits are NaN: check its weights and its logits.")
         out[rows] = best
         return out
 
@@ -251,8 +253,9 @@ def _signs(draws: Float[Tensor, "n ..."], like: Tensor) -> Float[Tensor, "n ..."
 
 def _corner(draws: Float[Tensor, "n 2"], x: Float[Tensor, "n c h w"], side: int) -> Int[Tensor, "n 2"]:
     """Uniform draws as the row and the column of a square's first corner."""
-    room = torch.tensor([length - side + 1 for length in x.shape[2:]], device=x.device)
-    return (draws * room).long()
+    height, width = x.shape[2:]
+    down, across = draws[:, 0] * (height - side + 1), draws[:, 1] * (width - side + 1)
+    return torch.stack([down, across], dim=1).long()
 
 
 def _square(corner: Int[Tensor, "n 2"], x: Float[Tensor, "n c h w"], side: int) -> Bool[Tensor, "n 1 h w"]:

@@ -51,8 +51,8 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def batch(network: nn.Module) -> tuple[Tensor, Tensor, Draws]:
     """Images with values at 0 and 1, and labels that the network gets right."""
-    x = torch.rand(12, 3, 10, 10, generator=stream("apgd"), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
-    return x, network(x).argmax(1), draws("apgd", index=torch.arange(12))
+    x = torch.rand(10, 3, 10, 10, generator=stream("apgd"), dtype=torch.float64).mul(1.4).sub(0.2).clamp(0, 1)
+    return x, network(x).argmax(1), draws("apgd", index=torch.arange(10))
 
 
 @pytest.fixture
@@ -141,8 +141,7 @@ def agrees(
 
 
 @pytest.mark.usefixtures("in_float64")
-@pytest.mark.parametrize("steps", [7, 50])
-@pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
+@pytest.mark.parametrize(("loss", "steps"), [("ce", 7), ("ce", 50), ("dlr", 30), ("targeted", 30)])
 @NORMS
 def test_it_is_the_authors(
     norm: Norm, loss: str, steps: int, network: nn.Module, batch: Any, monkeypatch: pytest.MonkeyPatch
@@ -203,7 +202,7 @@ def test_a_mutant_is_not(
 ) -> None:
     monkeypatch.setattr(*mistake)
     with pytest.raises(AssertionError):
-        agrees("ce", norm, network, batch, 50, monkeypatch)
+        agrees("ce", norm, network, batch, 50 if norm is L1 else 25, monkeypatch)
 
 
 # Closed forms.
@@ -309,14 +308,13 @@ def test_what_it_costs(attack: Any, forward: int, backward: int, network: nn.Mod
     assert counts == [forward * len(x), backward * len(x)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("targets", [0, 3])
+@pytest.mark.parametrize(("kind", "targets"), [(LinfAPGD, 0), (L2APGD, 2), (L1APGD, 0)])
 def test_solved_examples_cost_nothing_and_the_verdicts_are_the_same(
     kind: Any, targets: int, network: nn.Module, batch: Any
 ) -> None:
     """An example's cost in a batch is what it costs alone, so nothing is spent on it once it is fooled."""
     x, y, rng = batch
-    attack = kind(eps=EPS[kind.norm] / 4, steps=10, targets=targets)
+    attack = kind(eps=EPS[kind.norm] / 4, steps=7, targets=targets)
     (whole, cost), (stopping, spent) = counting(network), counting(network)
     full = attack(x, y, whole, rng)
     early = attack.fool(x, y, stopping, rng)
@@ -441,7 +439,7 @@ def test_logits_times_128_give_the_same_images(kind: Any, settings: Any, network
     x, y, rng = batch
     single = network.float()
     try:
-        attack = kind(eps=EPS[kind.norm], steps=10, **settings)
+        attack = kind(eps=EPS[kind.norm], steps=5, **settings)
         plain, scaled = (attack(x.float(), y, lambda x, s=s: s * single(x), rng) for s in (1, 128))
     finally:
         network.double()

@@ -159,6 +159,8 @@ def test_images_of_the_target_stay_as_they_are() -> None:
     out = JSMA(target=target)(x, y, model, rng)
     assert torch.equal(out[y == target], x[y == target])
     assert not torch.equal(out, x)
+    rows = y == target
+    assert torch.equal(JSMA(target=target)(x[rows], y[rows], model, rng[rows]), x[rows])
 
 
 def test_two_classes_are_enough() -> None:

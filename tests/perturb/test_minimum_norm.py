@@ -31,9 +31,9 @@ FABS = [LinfFAB, L2FAB, L1FAB]
 ATTACKS = [
     L2DeepFool(),
     LinfDeepFool(),
-    CarliniWagner(steps=30, searches=3, step_size=0.03),
+    CarliniWagner(steps=25, searches=2, step_size=0.04, c=10.0),
     L2FMN(steps=20),
-    *(kind(steps=10) for kind in FABS),
+    *(kind(steps=8, targets=2) for kind in FABS),
 ]
 
 
@@ -45,7 +45,7 @@ def linear(classes: int = 4) -> nn.Linear:
     return model
 
 
-def near_grey(model: Any, n: int = 20) -> tuple[Tensor, Tensor, Draws]:
+def near_grey(model: Any, n: int = 12) -> tuple[Tensor, Tensor, Draws]:
     """Images so near grey that the boundaries are inside [0, 1] but not on them, labelled as the network has them."""
     x = 0.45 + 0.1 * torch.rand(20 * n, D, generator=stream("near grey"), dtype=torch.float64)
     y = model(x).argmax(1)
@@ -112,8 +112,8 @@ NEAREST = [
     (LinfDeepFool(), 1.02),
     (LinfDeepFool(overshoot=0.0), 1.0),
     *((kind(steps=20), 1.01) for kind in FABS),
-    *((kind(steps=40, targets=0), 1.01) for kind in FABS),
-    *((kind(steps=40, alpha_max=0.0, beta=0.99), 1.0006) for kind in FABS),
+    *((kind(steps=15, targets=0), 1.01) for kind in FABS),
+    *((kind(steps=25, alpha_max=0.0, beta=0.99), 1.0006) for kind in FABS),
 ]
 TOO_FAR = [
     (L2DeepFool(overshoot=0.04), 1.02),
@@ -121,18 +121,18 @@ TOO_FAR = [
     (LinfDeepFool(candidates=2), 1.02),
     *((kind(steps=1), 1.01) for kind in FABS),
     *((kind(steps=20, targets=1), 1.01) for kind in FABS),
-    *((kind(steps=40, alpha_max=0.0, beta=0.9), 1.0006) for kind in FABS),
+    *((kind(steps=25, alpha_max=0.0, beta=0.9), 1.0006) for kind in FABS),
 ]
 # These climb towards the likeliest wrong class, so two classes. FMN's radius changes by .1 % in its last steps; Adam's
 # steps are a hundredth of the least distance.
 CLIMBING = [
-    (CarliniWagner(step_size=1e-3), 1.01),
-    (CarliniWagner(step_size=1e-3, relative=False), 1.01),
+    (CarliniWagner(steps=100, step_size=2e-3), 1.01),
+    (CarliniWagner(steps=100, step_size=2e-3, relative=False), 1.01),
     (L2FMN(step_size=0.1), 1.001),
 ]
 STRAYING = [
-    (CarliniWagner(step_size=1e-3, searches=1, c=100.0), 1.01),
-    (CarliniWagner(step_size=1e-3, searches=2, confidence=0.1), 1.01),
+    (CarliniWagner(steps=100, step_size=2e-3, searches=1, c=100.0), 1.01),
+    (CarliniWagner(steps=100, step_size=2e-3, searches=2, confidence=0.1), 1.01),
     (L2FMN(step_size=0.1, steps=10), 1.001),
 ]
 
@@ -161,7 +161,7 @@ def test_a_climbing_mutant_goes_too_far(attack: Any, longest: float) -> None:
 
 @pytest.mark.parametrize(("kind", "norm"), [(L2DeepFool, LINF), (LinfDeepFool, L2), (L1FAB, L2), (LinfFAB, L2)])
 def test_a_mutant_of_another_norm_goes_too_far(kind: Any, norm: Norm) -> None:
-    mutant = type("Mutant", (kind,), {"norm": norm})()
+    mutant = type("Mutant", (kind,), {"norm": norm})(steps=10)
     model = linear()
     x, y, rng = near_grey(model)
     ratio = lengths(mutant.nearest(x, y, model, rng), x, kind.norm.order) / distances(model, x, y, kind.norm.order)
@@ -289,12 +289,14 @@ def test_a_deepfool_mutant_is_not(ours: Any, theirs: Any) -> None:
         agrees(ours, theirs, share=1, near=5e-3)
 
 
-TEXTBOOK = CarliniWagner(steps=60, searches=4, c=0.1, relative=False)
-REFERENCE = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=60, stepsize=0.01, initial_const=0.1)
+TEXTBOOK = CarliniWagner(steps=40, searches=5, c=0.03, relative=False)
+REFERENCE = foolbox.attacks.L2CarliniWagnerAttack(
+    binary_search_steps=5, steps=40, initial_const=0.03, abort_early=False
+)
 
 
 def test_carlini_wagner_is_that_of_foolbox() -> None:
-    """To 1e-4 on nearly all images; ours leaves an image, and foolbox the batch, when the loss falls no more."""
+    """To 1e-4 on nearly all images. Neither stops early: ours looks at its progress after 40 steps."""
     agrees(TEXTBOOK, REFERENCE, share=0.9, near=1e-4)
 
 
@@ -302,8 +304,8 @@ def test_carlini_wagner_is_that_of_foolbox() -> None:
     "ours",
     [
         replace(TEXTBOOK, step_size=0.02),
-        replace(TEXTBOOK, c=0.3),
-        replace(TEXTBOOK, searches=3),
+        replace(TEXTBOOK, c=0.1),
+        replace(TEXTBOOK, searches=4),
         replace(TEXTBOOK, confidence=0.1),
         replace(TEXTBOOK, relative=True),
     ],
@@ -328,7 +330,7 @@ def of_autoattack(norm: Norm) -> tuple[Tensor, Tensor, Any, Tensor]:
     name = {1.0: "L1", 2.0: "L2", torch.inf: "Linf"}[norm.order]
     least = torch.full((len(x),), torch.inf)
     for rank in (2, 3):  # by the logit, from the top
-        theirs = FABAttack_PT(model, norm=name, n_iter=25, targeted=True, device=x.device)
+        theirs = FABAttack_PT(model, norm=name, n_iter=15, targeted=True, device=x.device)
         theirs.target_class = rank
         found = theirs.attack_single_run(x.clone(), y.clone(), is_targeted=True)
         assert bool((model(found).argmax(1) != y).all())
@@ -350,14 +352,14 @@ def agrees_with_autoattack(ours: Any) -> None:
 
 @pytest.mark.parametrize("kind", FABS)
 def test_fab_is_that_of_autoattack(kind: Any) -> None:
-    agrees_with_autoattack(kind(steps=25, targets=2))
+    agrees_with_autoattack(kind(steps=15, targets=2))
 
 
 @pytest.mark.parametrize("kind", FABS)
-@pytest.mark.parametrize("change", [{"eta": 1.2}, {"beta": 0.5}, {"alpha_max": 0.0}, {"steps": 10}], ids=repr)
+@pytest.mark.parametrize("change", [{"eta": 1.2}, {"beta": 0.5}, {"alpha_max": 0.0}, {"steps": 5}], ids=repr)
 def test_a_fab_mutant_is_not(kind: Any, change: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
-        agrees_with_autoattack(kind(**{"steps": 25, "targets": 2, **change}))
+        agrees_with_autoattack(kind(**{"steps": 15, "targets": 2, **change}))
 
 
 def fools_afresh(attack: Any) -> None:
@@ -433,7 +435,7 @@ def test_the_scale_of_the_logits_does_not_matter(attack: Any) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [CarliniWagner(steps=30, searches=3, step_size=0.03, relative=False), L2FMN(steps=20, loss="ce")],
+    [CarliniWagner(steps=25, searches=2, step_size=0.04, relative=False), L2FMN(steps=20, loss="ce")],
     ids=repr,
 )
 def test_to_the_textbooks_losses_it_does(attack: Any) -> None:
@@ -524,7 +526,7 @@ def test_a_model_that_blocks_gradients_is_an_error(attack: Any, model: Any) -> N
 def test_nan_weights_and_missing_classes_are_errors(attack: Any) -> None:
     model = linear()
     x, y, rng = near_grey(model)
-    with pytest.raises(GeophoneError, match=r"gave \[20, 4\] for 20 images with labels up to 4"):
+    with pytest.raises(GeophoneError, match=r"gave \[12, 4\] for 12 images with labels up to 4"):
         attack.nearest(x, torch.full_like(y, 4), model, rng)
     with pytest.raises(GeophoneError, match="label -1 is negative"):
         attack.nearest(x, torch.full_like(y, -1), model, rng)

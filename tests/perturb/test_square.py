@@ -272,7 +272,7 @@ def test_a_mutant_does_not(
 # Errors.
 
 
-@pytest.mark.parametrize(("field", "value"), [("queries", 0), ("queries", 2.5), ("p_init", -0.1), ("p_init", 2)])
+@pytest.mark.parametrize(("field", "value"), [("queries", 0), ("p_init", -0.1), ("p_init", 1.5)])
 def test_fields_out_of_range_are_errors(field: str, value: float) -> None:
     with pytest.raises(GeophoneError, match=rf"L2Square\({field}="):
         L2Square(**{field: value})

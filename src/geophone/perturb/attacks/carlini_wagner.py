@@ -33,9 +33,8 @@ class CarliniWagner(ClosestAttack):
 
     over u, from x. The weight c of each image is multiplied by 10 until a misclassified x' is found, or divided by 10
     until none is; then it is the mean of the largest that failed and the least that succeeded. The nearest of all
-    misclassified x' is the result.
-    Logits and confidence are in units of the range of the clean image's logits, so multiplying the logits changes
-    nothing; `relative=False` is the textbook's loss, whose c depends on the network's scale.
+    misclassified x' is the result. Logits and confidence are in units of the range of the clean image's logits, so
+    multiplying the logits changes nothing; `relative=False` is the textbook's loss, whose c depends on their scale.
 
     As a perturbation it goes towards what it found, no further than eps; with `fool` an image is left once something
     within eps is found.

@@ -80,6 +80,8 @@ class JSMA:
         out, moved, y, target = x.clone(), x[rows], y[rows], target[rows]
         rising = 1.0 if self.theta > 0 else -1.0
         for _ in range(max(1, int(self.gamma * x[0].numel() / 2))):
+            if not len(rows):
+                break
             moved = moved.requires_grad_()
             logits = model(moved)
             towards = input_gradient(logits.gather(1, target[:, None])[:, 0], moved, again=True)
@@ -89,8 +91,6 @@ class JSMA:
             pair, helps = best_pair(rising * towards.flatten(1), -rising * others.flatten(1), free)
             left = helps & ~is_fooled(logits.detach(), y)
             rows, moved, y, target, pair = rows[left], moved[left], y[left], target[left], pair[left]
-            if not len(rows):
-                break
             step = torch.zeros_like(moved).flatten(1).scatter_(1, pair, self.theta)
             moved = (moved + step.reshape(moved.shape)).clamp_(0, 1)
             out[rows] = moved

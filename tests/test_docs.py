@@ -43,7 +43,7 @@ def test_the_example_of_robustness_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "robustness.md").read_text(), re.DOTALL)
     exec(code.replace("take(100)", "take(20)"), {})
     out = capsys.readouterr().out
-    assert "jpeg_compression" in out
+    assert "fog" in out
     assert "all of them" in out
 
 

@@ -84,8 +84,8 @@ class Recipe(Protocol):
         ...
 
 
-def describe(thing: Any, omit: tuple[str, ...] = ()) -> str:
-    """A dataclass as the shortest code that makes it: fields at their defaults are left out.
+def describe(thing: Any, omit: tuple[str, ...] = (), keep: tuple[str, ...] = ()) -> str:
+    """A dataclass as the shortest code that makes it: fields at their defaults are left out, but for those in `keep`.
 
     >>> describe(LinfPGD(eps=0.1, steps=20))
     'LinfPGD(eps=0.1, steps=20)'
@@ -94,7 +94,7 @@ def describe(thing: Any, omit: tuple[str, ...] = ()) -> str:
     for field in fields(thing):
         value = getattr(thing, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if field.name not in omit and value != default:
+        if field.name not in omit and (value != default or field.name in keep):
             whole = isinstance(value, float) and value.is_integer()
             parts.append(f"{field.name}={int(value) if whole else value!r}")
     return f"{type(thing).__name__}({', '.join(parts)})" if parts else type(thing).__name__

@@ -268,3 +268,9 @@ def test_a_users_own_study(tmp_path):
     ):
         with pytest.raises(GeophoneError, match=message):
             find_study(text, size, None)
+
+
+def test_a_default_level_that_is_named_stays_one_level():
+    job = Job("synthetic", "small_cnn", "Standard", 0, Training(), ("fog(severity=3)", "LinfPGD(eps=8/255)"))
+    assert [len(grid(text)) for text in job.resolved().perturbations] == [1, 1]
+    assert job.resolved().resolved() == job.resolved()

@@ -92,7 +92,8 @@ class Job:
             METRICS[name]
         if self.reduce not in REDUCTIONS:
             raise unknown("reduction", self.reduce, REDUCTIONS)
-        shakes = dict.fromkeys(describe(p) for text in self.perturbations for p in grid(text))
+        # With its level, even the default one: a text without a level stands for all of them.
+        shakes = dict.fromkeys(describe(p, keep=(p.level,)) for text in self.perturbations for p in grid(text))
         named = dict.fromkeys(family_name(p) for text in self.curves for p in with_radius(text))
         return replace(self, perturbations=tuple(shakes), metrics=metrics, curves=tuple(named))
 

@@ -15,7 +15,7 @@ demo: $(STAMP)  ## train, shake, record, measure, relate, report: ends with the 
 	$(BIN)/geophone run demo --size $(SIZE) --out $(OUT) --workers $(WORKERS)
 
 test: $(STAMP) lint  ## lint, types, import contracts, tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-all: $(STAMP) lint  ## also the slow tests: kills, Ray, full data sets
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray]"

@@ -17,7 +17,7 @@ from geophone.registry import PERTURBATIONS
 from geophone.rng import draws
 from geophone.types import Perturbation
 
-SIZES = {32: (16, 512), 64: (8, 128), 224: (2, 12)}
+SIZES = {32: (64, 10_000), 64: (16, 512), 224: (2, 24)}
 """For each side: how many images the reference is timed on, one by one, and how many ours, in one call on a CPU."""
 ON_CUDA = 16
 """How many times as many images a GPU is given at once."""
@@ -44,7 +44,7 @@ def corruptions(repeats: int, device: str) -> None:
     print(f"imagecorruptions-imaug on the CPU, one image at a time; ours on {device}. Each number is the mean over the")
     print(f"five severities of the median of {repeats} repeats, the two timed one after the other.")
     for side, (n, batch) in SIZES.items():
-        batch *= 1 if device == "cpu" else ON_CUDA
+        batch *= 1 if device == "cpu" or side == 32 else ON_CUDA
         photos = photographs(side, batch)
         x = torch.from_numpy(photos).permute(0, 3, 1, 2).contiguous().to(device) / 255
         print(f"\n{side} × {side} pixels: reference {n} images, ours {batch}; own preset {preset_for(side, side)}\n")

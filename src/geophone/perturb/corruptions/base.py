@@ -43,7 +43,7 @@ class Corruption:
     family: ClassVar[str] = "corruption"
     constants: ClassVar[Mapping[str, tuple[Any, ...]]]
     """For each preset, the published constants of severities 1 to 5."""
-    chunk: ClassVar[int] = 1 << 17
+    chunk: ClassVar[int] = 1 << 19
     """About how many values are corrupted at once on a CPU, so that temporaries stay in its cache."""
 
     whole_levels: ClassVar[bool] = False

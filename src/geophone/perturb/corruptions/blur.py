@@ -195,6 +195,8 @@ class zoom_blur(Corruption):
         "imagenet": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
     }
 
+    chunk: ClassVar[int] = 1 << 17
+
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The blurred images."""
         factors = np.arange(1, *constants).tolist()  # whose rounding decides whether the limit itself is one of them

@@ -132,7 +132,6 @@ class pixelate(Corruption):
         "tiny_imagenet": (0.9, 0.8, 0.7, 0.6, 0.5),
         "imagenet": (0.6, 0.5, 0.4, 0.3, 0.25),
     }
-    chunk: ClassVar[int] = 1 << 19  # most steps are on few values
     whole_levels: ClassVar[bool] = True
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: float) -> Float[Tensor, "n c h w"]:

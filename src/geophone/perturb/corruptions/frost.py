@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from geophone.errors import GeophoneError, unknown
 from geophone.perturb.corruptions.base import Corruption, preset_for
 from geophone.perturb.corruptions.colours import grey
-from geophone.perturb.corruptions.weather import ONE_FIELD, plasma
+from geophone.perturb.corruptions.weather import plasma
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws, draws
 
@@ -51,7 +51,6 @@ class frost(Corruption):
         "tiny_imagenet": ((1.0, 0.3, 0.3), (0.9, 0.4, 0.3), (0.8, 0.45, 0.3), (0.75, 0.5, 0.3), (0.7, 0.55, 0.3)),
         "imagenet": ((1.0, 0.4, 1.0), (0.8, 0.6, 1.0), (0.7, 0.7, 1.0), (0.65, 0.7, 1.0), (0.6, 0.75, 1.0)),
     }
-    chunk: ClassVar[int] = ONE_FIELD
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -37,27 +37,33 @@ class jpeg_compression(Corruption):
         "imagenet": (25, 18, 15, 10, 7),
     }
     whole_levels: ClassVar[bool] = True
-    chunk: ClassVar[int] = 1 << 19
     large: ClassVar[int] = 80 * 80
     """Number of pixels from which on an image on a CPU gets a file of its own: arithmetic is slower there."""
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The compressed images."""
-        files = x.device.type == "cpu" and x.shape[2] * x.shape[3] >= self.large
-        if files:
-            return through_files(x.mul(255).add_(0.5).to(torch.uint8), constants).to(x.dtype).div_(255)
+        if x.device.type == "cpu" and x.shape[2] * x.shape[3] >= self.large:
+            return through_files(x, constants)
         levels = x.mul(255).add_(0.5).floor_()
         return through_arithmetic(levels.float(), constants).to(x.dtype).div_(255)
 
 
-def through_files(levels: UInt8[Tensor, "n c h w"], quality: int) -> UInt8[Tensor, "n c h w"]:
-    """Images in levels 0 … 255, written to JPEG files in memory and read again."""
-    n, c, h, w = levels.shape
-    planes = levels.numpy()
-    # Colours next to each other, in Pillow's order.
-    pictures = np.stack([planes[:, 0], planes[:, 1], planes[:, 2]], axis=-1) if c == 3 else planes.reshape(n * c, h, w)
-    read = torch.from_numpy(np.stack([_read(_written(picture, quality=quality)) for picture in pictures]))
-    return read.permute(0, 3, 1, 2).contiguous() if c == 3 else read.view(n, c, h, w)
+def through_files(x: Float[Tensor, "n c h w"], quality: int) -> Float[Tensor, "n c h w"]:
+    """Images in [0, 1], each written to a JPEG file in memory and read again."""
+    out = torch.empty_like(x)
+    for image, planes in zip(out.unbind(), x.numpy(), strict=True):
+        torch.div(torch.from_numpy(_through_file(planes, quality)), 255, out=image)
+    return out
+
+
+def _through_file(planes: NDArray[np.floating[Any]], quality: int) -> NDArray[np.uint8]:
+    """An image `[c, h, w]` in [0, 1], and what is read back in levels 0 … 255."""
+    scaled = planes * planes.dtype.type(255)
+    scaled += planes.dtype.type(0.5)
+    levels = scaled.astype(np.uint8)
+    if len(levels) == 3:  # colours next to each other, in Pillow's order
+        return _read(_written(np.stack(list(levels), axis=-1), quality=quality)).transpose(2, 0, 1)
+    return np.stack([_read(_written(plane, quality=quality)) for plane in levels])
 
 
 def through_arithmetic(levels: Float32[Tensor, "n c h w"], quality: int) -> Float32[Tensor, "n c h w"]:

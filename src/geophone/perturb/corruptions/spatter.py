@@ -12,7 +12,6 @@ from torch.nn.functional import hardshrink, pad
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import tint
 from geophone.perturb.corruptions.filters import gaussian_filter
-from geophone.perturb.corruptions.weather import ONE_FIELD
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
 
@@ -63,7 +62,6 @@ class spatter(Corruption):
             (0.67, 0.4, 1.0, 0.65, 1.5, 1),
         ),
     }
-    chunk: ClassVar[int] = ONE_FIELD
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The spattered images."""

@@ -16,9 +16,6 @@ from geophone.perturb.corruptions.filters import clipped_zoom, motion_blur
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
 
-ONE_FIELD = 1 << 19
-"""`Corruption.chunk` where most of the work is on one field for all channels: measured at 32, 64 and 224 pixels."""
-
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
@@ -35,7 +32,6 @@ class fog(Corruption):
         "tiny_imagenet": ((0.4, 3.0), (0.7, 3.0), (1.0, 2.5), (1.5, 2.0), (2.0, 1.75)),
         "imagenet": ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),
     }
-    chunk: ClassVar[int] = ONE_FIELD
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The foggy images."""
@@ -113,7 +109,6 @@ class snow(Corruption):
             (0.55, 0.3, 2.5, 0.85, 12, 12.0, 0.55),
         ),
     }
-    chunk: ClassVar[int] = ONE_FIELD
 
     def corrupt(self, x: Float[Tensor, "n c h w"], rng: Draws, constants: Any) -> Float[Tensor, "n c h w"]:
         """The snowy images."""

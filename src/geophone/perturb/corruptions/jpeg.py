@@ -50,10 +50,11 @@ class jpeg_compression(Corruption):
 
 def through_files(x: Float[Tensor, "n c h w"], quality: int) -> Float[Tensor, "n c h w"]:
     """Images in [0, 1], each written to a JPEG file in memory and read again."""
-    out = torch.empty_like(x)
-    for image, planes in zip(out.unbind(), x.numpy(), strict=True):
-        torch.div(torch.from_numpy(_through_file(planes, quality)), 255, out=image)
-    return out
+    images = x.numpy()
+    out = np.empty_like(images)
+    for i, planes in enumerate(images):
+        np.divide(_through_file(planes, quality), 255, out=out[i], dtype=out.dtype)
+    return torch.from_numpy(out)
 
 
 def _through_file(planes: NDArray[np.floating[Any]], quality: int) -> NDArray[np.uint8]:

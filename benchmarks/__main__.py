@@ -1,4 +1,4 @@
-"""`python -m benchmarks [recording memory attack training corruptions] [--threads N] [--repeats N] [--device cuda]`."""
+"""`python -m benchmarks [NAME ...] [--threads N] [--repeats N] [--device cuda]`; `--help` lists the names."""
 
 import click
 import torch
@@ -8,12 +8,14 @@ from torch.nn.functional import cross_entropy
 from benchmarks.attacks import attack
 from benchmarks.compare import HEAD, machine, peak_mib, ratio, seconds
 from benchmarks.corruptions import corruptions
+from benchmarks.gradients import gradients
 from geophone.data import ImageData, Split, fashion_mnist_mini
 from geophone.measure import measure
 from geophone.models import resnet20, small_cnn
 from geophone.perturb import GaussianNoise
 from geophone.rng import stream
-from geophone.train import SelectivityRegularised, Standard, Training, fit, initialised
+from geophone.train import AugMix, SelectivityRegularised, Standard, Training, fit, initialised
+from geophone.types import describe
 
 
 def network(data: ImageData, device: str, make=resnet20) -> nn.Module:
@@ -73,28 +75,33 @@ def memory(repeats: int, device: str) -> None:
 
 def training(repeats: int, device: str) -> None:
     data = fashion_mnist_mini().to(device)
-    part = ImageData(data.name, data.classes, data.train.take(2560), data.val.rows(torch.arange(0)), data.test)
     once = Training(epochs=1)
-
-    def bare() -> None:
-        model = network(data, device, small_cnn).train().to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        for batch in part.train.batches(128):
-            x = batch.x.contiguous(memory_format=torch.channels_last)
-            optimizer.zero_grad()
-            cross_entropy(model(x), batch.y).backward()
-            optimizer.step()
-
     print(HEAD)
-    for recipe in (Standard(), SelectivityRegularised(1.0)):
+    for make, images, recipes in (
+        (small_cnn, 2560, (Standard(), SelectivityRegularised(1.0), AugMix())),
+        (resnet20, 256, (Standard(), SelectivityRegularised(1.0))),
+    ):
+        part = ImageData(data.name, data.classes, data.train.take(images), data.val.rows(torch.arange(0)), data.test)
 
-        def ours(recipe=recipe) -> None:
-            fit(network(data, device, small_cnn), part, recipe, once)
+        def bare(make=make, part=part) -> None:
+            model = network(data, device, make).train().to(memory_format=torch.channels_last)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+            for batch in part.train.batches(128):
+                x = batch.x.contiguous(memory_format=torch.channels_last)
+                optimizer.zero_grad()
+                cross_entropy(model(x), batch.y).backward()
+                optimizer.step()
 
-        print(ratio(f"one epoch of {recipe}, small_cnn, 2,560 images, over a bare loop", ours, bare, repeats))
+        for recipe in recipes:
+
+            def ours(recipe=recipe, make=make, part=part) -> None:
+                fit(network(data, device, make), part, recipe, once)
+
+            name = f"one epoch of {describe(recipe)}, {make.__name__}, {images:,} images, over a bare loop"
+            print(ratio(name, ours, bare, repeats))
 
 
-ALL = {f.__name__: f for f in (recording, memory, attack, training, corruptions)}
+ALL = {f.__name__: f for f in (recording, memory, attack, training, corruptions, gradients)}
 
 
 @click.command()

@@ -8,6 +8,7 @@
 
 from geophone.data import ImageData, Split, load
 from geophone.errors import GeophoneError
+from geophone.gradients import input_gradients
 from geophone.measure import measure
 from geophone.metrics import Metric, Undefined, metric
 from geophone.models import load_model
@@ -47,6 +48,7 @@ __all__ = [
     "eps_curve",
     "fit",
     "grid",
+    "input_gradients",
     "load",
     "load_model",
     "load_plugin",

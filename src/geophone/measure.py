@@ -11,9 +11,9 @@ from torch import Tensor
 from geophone import table
 from geophone.data import as_split
 from geophone.errors import GeophoneError
-from geophone.metrics import Metric, Undefined
+from geophone.metrics import Metric, Undefined, default_metrics
 from geophone.perturb import grid
-from geophone.record import Reduce, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
+from geophone.record import Reduce, check_labels, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.types import (
@@ -22,7 +22,6 @@ from geophone.types import (
     Pair,
     Perturbation,
     deterministic,
-    device_of,
     evaluating,
     family_name,
     fitted,
@@ -73,7 +72,7 @@ def measure(
         data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
         perturbations: What to shake the images with, besides leaving them clean: objects, or text as `grid` reads it.
         layers: Module names or shell patterns; default every activation and block output.
-        metrics: Names of registered metrics; default all of them.
+        metrics: Names of registered metrics; default all but those that are measured only when asked for.
         batch_size: Images per batch. Results do not depend on it, beyond rounding.
         reduce: From a response `[n, ...]` to `[n, d]`; default the mean over space.
         seed: Keys the perturbations' randomness and the shuffled labels.
@@ -85,8 +84,8 @@ def measure(
 
     >>> measure(model, "fashion_mnist_mini", "LinfPGD(eps=8/255)", ["relu*"], ["accuracy", "cka"])
     """
-    chosen = [METRICS[name] for name in (metrics if metrics is not None else METRICS)]
-    split = as_split(data).to(device_of(model))
+    chosen = [METRICS[name] for name in (default_metrics() if metrics is None else metrics)]
+    split = as_split(data).near(model)
     conditions = [_Condition({"family": "clean", "perturbation": "clean", "level": 0.0}, None)]
     conditions += [
         _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p)
@@ -104,17 +103,16 @@ def measure(
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
             clean: dict[str, Tensor] = {}
+            weaker: dict[str, tuple[Perturbation, Tensor]] = {}
             for condition in conditions:
                 x = batch.x
                 if condition.perturbation is not None:
-                    # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
-                    rng = draws(seed, family_name(condition.perturbation), index=batch.index)
-                    x = condition.perturbation(x, batch.y, model, rng)
+                    x = _perturbed(condition.perturbation, batch, model, seed, weaker)
                 logits, responses = _responses(model, x, layers, reduce)
                 check_ran(wanted, responses)
                 if condition.perturbation is None:
-                    _check_labels(batch, logits)
-                _sum_up(condition, chosen, batch.with_x(logits), responses, shuffled_y, clean)
+                    check_labels(batch.y, logits)
+                _sum_up(condition, chosen, batch, x, logits, responses, shuffled_y, clean)
                 if condition.perturbation is None:
                     clean = responses
                     depth = {name: i for i, name in enumerate(responses)}
@@ -123,6 +121,25 @@ def measure(
                     progress(done, steps)
     given = dict(columns or {})
     return table.frame({**given, **row} for c in conditions for row in _rows(c, chosen, depth))
+
+
+def _perturbed(
+    perturbation: Perturbation, batch: Batch, model: Model, seed: int, weaker: dict[str, tuple[Perturbation, Tensor]]
+) -> Tensor:
+    """The batch's images, perturbed. What goes on from a lower level, as an attack does in steps, starts there."""
+    name = family_name(perturbation)
+    # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
+    rng = draws(seed, name, index=batch.index)
+    onward = getattr(perturbation, "onward", None)
+    if onward is None:
+        return perturbation(batch.x, batch.y, model, rng)
+    before = weaker.get(name)
+    if before is not None and level_of(before[0]) <= level_of(perturbation):
+        x = onward(before[1], before[0], batch.x, batch.y, model, rng)
+    else:
+        x = perturbation(batch.x, batch.y, model, rng)
+    weaker[name] = perturbation, x
+    return x
 
 
 def _responses(
@@ -135,22 +152,29 @@ def _responses(
 def _sum_up(
     condition: _Condition,
     chosen: Sequence[Metric],
-    logits: Batch,
+    batch: Batch,
+    x: Tensor,
+    logits: Tensor,
     responses: dict[str, Tensor],
     shuffled_y: Tensor,
     clean: dict[str, Tensor],
 ) -> None:
-    """Add one batch to every statistic that a chosen metric needs."""
-    for statistic, reads, shuffled in {(m.statistic, m.reads, m.shuffled): None for m in chosen}:
+    """Add one batch to every statistic that a chosen metric needs; x are its images as this condition has them."""
+    perturbed = condition.perturbation is not None
+    here = [m for m in chosen if not (perturbed and m.when == "clean")]
+    for statistic, reads, shuffled in {(m.statistic, m.reads, m.shuffled): None for m in here}:
         if reads == "logits":
-            condition.add(None, statistic, shuffled, logits)
-            continue
-        for layer, x in responses.items():
-            if reads == "responses":
-                y = shuffled_y if shuffled else logits.y
-                condition.add(layer, statistic, shuffled, Batch(x, y, logits.index))
-            elif layer in clean:
-                condition.add(layer, statistic, shuffled, Pair(clean[layer], x))
+            condition.add(None, statistic, shuffled, batch.with_x(logits))
+        elif reads == "images":
+            if perturbed:
+                condition.add(None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1)))
+        else:
+            for layer, response in responses.items():
+                if reads == "responses":
+                    labelled = Batch(batch.x, shuffled_y, batch.index) if shuffled else batch
+                    condition.add(layer, statistic, shuffled, labelled.with_rows(response))
+                elif layer in clean:
+                    condition.add(layer, statistic, shuffled, Pair(clean[layer], response))
 
 
 def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, int]) -> Iterator[dict[str, Any]]:
@@ -163,7 +187,9 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
             statistic = condition.sums[(layer, *_needs(metric))]
             row: dict[str, Any] = {**common, "n": statistic.n, "d": statistic.d}
             if layer is not None:
-                row |= {"layer": layer, "depth": depth[layer], "other": "clean" if metric.reads == "pair" else None}
+                row |= {"layer": layer, "depth": depth[layer]}
+                if metric.reads == "pair":
+                    row = {"other": "clean", **row}
             try:
                 value = metric.compute(statistic)
                 low, high = metric.interval(statistic) if metric.interval else (None, None)
@@ -173,8 +199,14 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
             if metric.per_unit:
                 if condition.perturbation is None:
                     yield from (row | {"unit": unit, "value": v} for unit, v in enumerate(value.tolist()))
-                units += len(value)
-                value = float(value.mean())
+                defined = value[~value.isnan()]
+                if missing := len(value) - len(defined):
+                    row["note"] = f"{missing} of {len(value)} units have no value"
+                if len(defined) == 0:
+                    yield row
+                    continue
+                units += len(defined)
+                value = float(defined.mean())
                 layer_values.append(value)
             yield row | {"value": float(value), "low": low, "high": high}
         if layer_values:
@@ -192,9 +224,49 @@ def _needs(metric: Metric) -> tuple[type[Any], bool]:
     return metric.statistic, metric.shuffled
 
 
-def _check_labels(batch: Batch, logits: Tensor) -> None:
-    if int(batch.y.max()) >= logits.shape[1]:
-        raise GeophoneError(
-            f"label {int(batch.y.max())} is out of range: the network gives {logits.shape[1]} logits, so labels run "
-            f"from 0 to {logits.shape[1] - 1}. Check that the data set is the one the network was trained for."
-        )
+def compare(
+    first: Model,
+    second: Model,
+    data: Any,
+    metrics: Sequence[str] = ("cka", "pwcca"),
+    layers: Sequence[str] | None = None,
+    *,
+    batch_size: int = 256,
+    reduce: Reduce = spatial_mean,
+    columns: Mapping[str, Any] | None = None,
+) -> pl.DataFrame:
+    """How alike two networks' responses to the same clean images are, layer by layer; returns rows of the table.
+
+    Layers are compared that bear the same name in both. The rows' family is "networks".
+
+    Args:
+        first: Images in [0, 1] → logits. Layers and depths are its own.
+        second: The other network, on the same device.
+        data: As in `measure`.
+        metrics: Names of metrics that read pairs.
+        layers: As in `measure`.
+        batch_size: Images per batch.
+        reduce: As in `measure`.
+        columns: Values for the table's other columns; `perturbation` and `other` say what the second network is.
+
+    Raises:
+        GeophoneError: a metric that reads no pairs, or no layer that both have.
+    """
+    chosen = [METRICS[name] for name in metrics]
+    if wrong := [m.name for m in chosen if m.reads != "pair"]:
+        raise GeophoneError(f"{wrong[0]} does not compare two sets of responses. Name metrics that do, such as cka.")
+    condition = _Condition({"family": "networks", "perturbation": "another network", "other": "second"}, None)
+    depth: dict[str, int] = {}
+    with evaluating(first), evaluating(second), full_precision(), deterministic(), torch.no_grad():
+        for batch in as_split(data).near(first).batches(batch_size):
+            (_, ours), (_, theirs) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
+            depth = {name: i for i, name in enumerate(ours)}
+            if not ours.keys() & theirs.keys():
+                raise GeophoneError(
+                    f"no layer has the same name in both networks: {', '.join(ours)} and {', '.join(theirs)}."
+                )
+            for statistic in {m.statistic: None for m in chosen}:
+                for name in (name for name in ours if name in theirs):
+                    condition.add(name, statistic, False, Pair(ours[name], theirs[name]))
+    condition.columns |= dict(columns or {})
+    return table.frame(_rows(condition, chosen, depth))

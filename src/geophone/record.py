@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from geophone.errors import GeophoneError, unknown
-from geophone.types import Batch, Model, device_of
+from geophone.rng import stream
+from geophone.types import Batch, Model, device_of, passed
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -39,7 +40,26 @@ def flatten(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
     return response.flatten(1)
 
 
-REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten)}
+def positions(response: Float[Tensor, "n ..."]) -> Float[Tensor, "m d"]:
+    """A unit is a channel, and an image gives a row for each of up to 8 places: `[n, c, h, w]` → `[8n, c]`.
+
+    The places are the same for all images and perturbations of a layer, spread over it by a hash of its size. `[n, d]`
+    stays. What was summed over rows then counts rows, of which those of one image are not independent.
+    """
+    if response.ndim <= 2:
+        return response
+    flat = response.flatten(2)
+    size = flat.shape[2]
+    if size > PLACES:
+        chosen = torch.randperm(size, generator=stream("positions", size))[:PLACES].sort().values
+        flat = flat[:, :, chosen.to(flat.device)]
+    return flat.transpose(1, 2).flatten(0, 1)
+
+
+PLACES = 8
+"""At how many places of an image `positions` reads a layer."""
+
+REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten, positions)}
 
 
 def unwrapped(model: Model) -> nn.Module:
@@ -180,7 +200,7 @@ def record(
         model: Any module from images in [0, 1] to logits.
         batches: Batches of images.
         layers: Names or shell patterns; default every activation and block output. See `layers_of`.
-        reduce: From a response `[n, ...]` to `[n, d]`: `spatial_mean`, `token_mean`, `flatten` or a function.
+        reduce: From a response `[n, ...]` to `[n, d]` or `[k·n, d]`: one of `REDUCTIONS`, or a function.
 
     Raises:
         GeophoneError: unknown layer, a chosen layer that never ran, or a network that does not give logits `[n, k]`.
@@ -195,17 +215,17 @@ def record(
         for batch in batches:
             logits = logits_of(model, batch.x.to(device))
             check_ran(wanted, seen)
-            yield {name: batch.with_x(x) for name, x in (*seen.items(), ("logits", logits))}
+            yield {name: batch.with_rows(x) for name, x in (*seen.items(), ("logits", logits))}
 
 
 def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
     """The network's answer, checked to be logits `[n, k]`.
 
     Raises:
-        GeophoneError: not a tensor of that shape, or NaN or infinite values in it.
+        GeophoneError: not a tensor of that shape, or NaN or infinite values in it; or the network writes to x.
     """
     try:
-        logits = model(x)
+        logits = passed(model, x)
     except (GeophoneError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's own code fails in any way
@@ -219,6 +239,15 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
         where = f": its weight {culprit!r} has NaN or infinite values" if culprit else ""
         raise GeophoneError(f"the network's logits have NaN or infinite values{where}. Load a sound checkpoint.")
     return logits
+
+
+def check_labels(y: Int[Tensor, " n"], logits: Float[Tensor, "m k"]) -> None:
+    """Raise an error for a label that the network has no logit for."""
+    if int(y.max()) >= logits.shape[1]:
+        raise GeophoneError(
+            f"label {int(y.max())} is out of range: the network gives {logits.shape[1]} logits, so labels run from 0 "
+            f"to {logits.shape[1] - 1}. Check that the data set is the one the network was trained for."
+        )
 
 
 def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ UNDEFINED = "rho is undefined in"
 # Versions, controls and floors of measures that stand in the table under another name. Testing them as well would only
 # make Holm's correction harder; they are tested when asked for.
 COMPANIONS = (
-    *("class_selectivity_floor", "participation_ratio"),
+    *("class_selectivity_floor", "eta_squared", "mean_response", "participation_ratio"),
     *(f"pca_{kind}" for kind in ("dim_90", "dim_95", "dim_99", "fraction_90", "fraction_99")),
     *(
         f"{family}_difference_{kind}"

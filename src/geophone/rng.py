@@ -57,6 +57,10 @@ class Draws:
         both = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
         return both[:, :size].reshape(-1, *shape)
 
+    def bits(self, name: str) -> Int[Tensor, " n"]:
+        """One whole number for each example, uniform on [0, 2⁶³): a hash of what it is."""
+        return _shifted(_mix(self._counters(name, 1)), 1)[:, 0]
+
     def child(self, *names: object) -> "Draws":
         """Other draws for the same examples."""
         return Draws(key(self.seed, *names), self.index)

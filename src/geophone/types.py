@@ -1,8 +1,9 @@
 """The words that every room shares: what a batch, a perturbation and a recipe are."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,6 +19,12 @@ Model = nn.Module | Callable[[Tensor], Tensor]
 
 ROUNDING = 1e-6
 """How far images may leave [0, 1] and still count as in it: resizing in float32 does as much."""
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # the variable that cuBLAS reads for its deterministic kernels
+_WRITES = (
+    "the network writes to the images that it is given (x.sub_(0.5), inplace=True in its first layer and the like), so "
+    "whatever looks at them next would see others. Let it work on a copy: x = x.clone() at the top of its forward."
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,14 @@ class Batch:
     def with_x(self, x: Tensor) -> "Batch":
         """The same examples with something else in `x`."""
         return Batch(x, self.y, self.index)
+
+    def with_rows(self, rows: Tensor) -> "Batch":
+        """The same examples with k rows each in `x`, next to each other: labels repeat, indices become k·index + i."""
+        k = len(rows) // len(self)
+        if k == 1:
+            return self.with_x(rows)
+        place = torch.arange(k, device=self.index.device)
+        return Batch(rows, self.y.repeat_interleave(k), (k * self.index[:, None] + place).flatten())
 
 
 @dataclass(frozen=True)
@@ -116,12 +131,15 @@ def family_name(perturbation: Perturbation) -> str:
     return describe(perturbation, omit=(perturbation.level,))
 
 
-def device_of(model: Model) -> torch.device:
-    """The device of a model's first parameter or buffer; the CPU for a plain function."""
+def device_of(model: Model, without: torch.device | None = None) -> torch.device:
+    """The device of a model's first parameter or buffer; where it has none, `without` (default the CPU).
+
+    Such a model, as a plain function is, takes images where they are.
+    """
     if isinstance(model, nn.Module):
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
-    return torch.device("cpu")
+    return without or torch.device("cpu")
 
 
 def usable_device(name: str) -> torch.device:
@@ -180,30 +198,70 @@ def reseed(seed: int, device: torch.device) -> None:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Autocast and TF32 off inside the block, as they were after it."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    # Torch has old switches, and from 2.9 new ones, by kind of kernel. The old can't be read where the new contradict
+    # them; both are set, so that a network that reads either (as torch.compile does) may do so inside the block.
+    old: list[tuple[Any, str, Any]] = []
+    for switch in (matmul, cudnn):
+        with suppress(RuntimeError):
+            old.append((switch, "allow_tf32", switch.allow_tf32))
+    kinds: list[Any] = [matmul, cudnn.conv, cudnn.rnn] if hasattr(matmul, "fp32_precision") else []
+    new = [(kind, "fp32_precision", kind.fp32_precision) for kind in kinds]
     try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for switch, name, value in (*old, *new):
+            setattr(switch, name, value)
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Deterministic kernels inside the block, where there are any; the global switches are as they were after it.
 
+    Where there is none, as for a sum of float32 along the way on a GPU (which l1 attacks need), the other kernel runs
+    without torch's warning: nobody here asked for the mode that it is about.
+
     Torch's filling of uninitialised memory, a debugging aid that this mode turns on, stays off: it costs a pass over
     every new tensor and changes no result of code that reads only what it wrote.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    workspace = os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
+
+
+def passed(model: Model, x: Tensor) -> Tensor:
+    """What the model answers to images that will be used again.
+
+    Raises:
+        GeophoneError: it writes to them.
+    """
+    if x.is_inference():  # such a tensor doesn't count what is written to it
+        return model(x.clone())
+    version = x._version
+    try:
+        answer = model(x)
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" in str(error):
+            raise GeophoneError(_WRITES) from error
+        raise
+    # What has a history was made for this call only.
+    if x.is_leaf and x._version != version:
+        raise GeophoneError(_WRITES)
+    return answer

@@ -15,6 +15,7 @@ from geophone.metrics import (
     participation_ratio_corrected,
     pca_dim,
     pca_fraction,
+    two_nn,
 )
 from geophone.metrics.dimensionality import unbiased_traces
 from geophone.rng import stream
@@ -141,3 +142,36 @@ def test_activity():
     x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 3.0], [0.0, 2.0, 3.0], [0.0, 0.0, 3.0]])
     assert active_fraction(x).tolist() == [0.0, 0.5, 1.0]
     assert dead_fraction(x) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("d", "wanted"), [(1, 1.02), (2, 2.01), (5, 4.77), (10, 8.95)])
+def test_two_nn_of_cubes(d, wanted):
+    """Uniform on a d-cube, turned into 64 dimensions and curled up a little.
+
+    The specification's values are the maximum likelihood estimate's at N = 4000. With N points its standard error is
+    d/√N; the fit's is about a half larger, so 4 of those. Principal components see more dimensions than there are.
+    """
+    generator = stream("cube", d)
+    n = 2000
+    x = torch.rand(n, d, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64)).Q[:d]
+    x = x @ turn
+    labels = torch.arange(n) % 20
+    assert two_nn(x, labels) == pytest.approx(wanted, abs=6 * wanted / math.sqrt(n) + 0.02 * wanted)
+    assert two_nn(3 * x + 1, labels) == pytest.approx(two_nn(x, labels), rel=1e-9)
+
+
+def test_two_nn_follows_a_curve_that_principal_components_do_not():
+    angle = 6 * torch.rand(1000, generator=stream("curve"), dtype=torch.float64)
+    x = torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (3 * angle).sin()], dim=1)
+    assert two_nn(x, torch.arange(1000) % 10) < 1.3
+    assert pca_dim[95](x) == 4
+
+
+def test_two_nn_counts_equal_points_once_and_says_when_there_are_too_few():
+    x = torch.randn(60, 3, generator=stream("twice"), dtype=torch.float64)
+    y = torch.zeros(60, dtype=torch.int64)
+    twice = torch.cat([x[:40], x[:40]])
+    assert two_nn(twice, torch.zeros(80, dtype=torch.int64)) == two_nn(x[:40], y[:40])
+    with pytest.raises(Undefined, match="20 different"):
+        two_nn(torch.zeros(100, 4), torch.zeros(100, dtype=torch.int64))

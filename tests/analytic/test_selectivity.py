@@ -1,13 +1,14 @@
 """Closed forms of class selectivity (specification §10). All to 1e-9."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geophone.metrics import Undefined, class_selectivity, class_selectivity_floor
+from geophone.metrics import Undefined, class_selectivity, class_selectivity_floor, eta_squared, mean_response
 from geophone.metrics.selectivity import EPS
 from geophone.rng import stream
 from geophone.stats import ClassMeans
@@ -88,7 +89,7 @@ def test_unbalanced_labels_do_not_make_a_constant_unit_selective():
     assert class_selectivity(x, y).item() == pytest.approx(0, abs=TOLERANCE)
     # Mutant: per-class sums in place of means, as one public implementation has it.
     means = ClassMeans.of(Batch(x, y, torch.arange(10)))
-    sums = ClassMeans(means.count, means.mean * means.count[:, None])
+    sums = replace(means, mean=means.mean * means.count[:, None])
     assert class_selectivity(sums).item() > 0.5
 
 
@@ -128,3 +129,36 @@ def test_the_floor_of_plain_tensors_is_shuffled():
     x = (y == 3).double()[:, None]
     assert class_selectivity(x, y).item() > 0.99
     assert class_selectivity_floor(x, y).item() < 0.6
+
+
+def test_eta_squared_is_the_share_of_variance_between_classes():
+    """Two classes of means 0 and 2 with values at ±1 around them: between 1, within 1, per example."""
+    x = torch.tensor([[-1.0], [1.0], [1.0], [3.0]]).double()
+    y = torch.tensor([0, 0, 1, 1])
+    assert eta_squared(x, y).item() == pytest.approx(0.5, abs=TOLERANCE)
+    for moved in (x + 100, x * 7, -x):
+        assert eta_squared(moved, y).item() == pytest.approx(0.5, abs=TOLERANCE)
+    # Selectivity is not its like: it falls as the baseline rises, and unbalanced classes weigh alike in it.
+    assert class_selectivity(x + 101, y) < class_selectivity(x + 2, y)
+    unbalanced = torch.cat([x, x[2:], x[2:]]), torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
+    # Between: 8·(1/4)(3/4)·2² = 6; within: 8.
+    assert eta_squared(*unbalanced).item() == pytest.approx(6 / 14, abs=TOLERANCE)
+
+
+def test_eta_squared_of_classes_without_difference_is_its_floor():
+    """(k - 1)/(n - 1) in expectation; its spread over 400 independent units is about 0.002/√400."""
+    x = torch.randn(500, 400, generator=stream("eta"), dtype=torch.float64)
+    assert eta_squared(x, torch.arange(500) % 10).mean().item() == pytest.approx(9 / 499, abs=0.002)
+
+
+def test_a_unit_that_does_not_vary_has_no_eta_squared():
+    x = torch.stack([torch.full((6,), 0.1), torch.arange(6.0), torch.zeros(6)], dim=1)
+    found = eta_squared(x, torch.arange(6) % 2)
+    assert found.isnan().tolist() == [True, False, True]
+    with pytest.raises(Undefined, match="two classes"):
+        eta_squared(x, torch.zeros(6, dtype=torch.int64))
+
+
+def test_mean_response_is_the_baseline_that_selectivity_falls_with():
+    x = torch.tensor([[1.0, 4.0], [3.0, 8.0]])
+    assert mean_response(x).tolist() == [2.0, 6.0]

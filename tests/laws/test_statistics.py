@@ -1,5 +1,6 @@
 """Every statistic is a commutative monoid over batches: how the examples were split must not matter."""
 
+import math
 from dataclasses import fields, replace
 from itertools import pairwise
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from geophone.registry import METRICS
 from geophone.rng import stream
-from geophone.stats import Activity, ClassMeans, CrossMoments, Displacement, Moments, Outcomes
+from geophone.stats import Activity, ClassMeans, CrossMoments, Displacement, Lengths, Moments, Outcomes, Sample
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
+from geophone.types import Batch
 
 STATISTICS = sorted({m.statistic for _, m in METRICS.items()}, key=lambda s: s.__name__)
 
@@ -29,7 +31,7 @@ def splits(draw):
 
 
 def test_all_statistics_are_reached_through_the_metrics():
-    assert set(STATISTICS) == {Activity, ClassMeans, CrossMoments, Displacement, Moments, Outcomes}
+    assert set(STATISTICS) == {Activity, ClassMeans, CrossMoments, Displacement, Lengths, Moments, Outcomes, Sample}
 
 
 @pytest.mark.parametrize("statistic", STATISTICS, ids=lambda s: s.__name__)
@@ -62,7 +64,20 @@ class AveragesMeans(ClassMeans):
     def __add__(self, other):
         k = max(len(self.count), len(other.count))
         a, b = self.padded(k), other.padded(k)
-        return ClassMeans(a.count + b.count, (a.mean + b.mean) / 2)
+        return replace(super().__add__(other), mean=(a.mean + b.mean) / 2)
+
+
+class ForgetsTheDistanceOfMeans(ClassMeans):
+    def __add__(self, other):
+        return replace(super().__add__(other), within=self.within + other.within)
+
+
+class KeepsTheFirstSeen(Sample):
+    """As many examples as there should be, but those of the first part come first."""
+
+    def __add__(self, other):
+        merged = super().__add__(other)
+        return Sample(*(torch.cat(pair)[: merged.n] for pair in zip(self._fields(), other._fields(), strict=True)))
 
 
 class ForgetsTheCross(CrossMoments):
@@ -85,6 +100,11 @@ class KeepsTheFirst(Activity):
         return replace(super().__add__(other), low=self.low)
 
 
+class TakesTheLarger(Lengths):
+    def __add__(self, other):
+        return replace(super().__add__(other), linf=torch.maximum(self.linf, other.linf))
+
+
 class CountsTheFirst(Outcomes):
     def __add__(self, other):
         return replace(super().__add__(other), count=self.count)
@@ -99,6 +119,7 @@ def _as(mutant, statistic):
     "mutant",
     [
         *(ForgetsTheShift, ForgetsTheThird, ForgetsTheFourth, AveragesMeans, ForgetsTheCross),
+        *(ForgetsTheDistanceOfMeans, KeepsTheFirstSeen, TakesTheLarger),
         *(ForgetsTheCrossFourth, ForgetsTheSpread, KeepsTheFirst, CountsTheFirst),
     ],
     ids=lambda m: m.__name__,
@@ -125,3 +146,18 @@ def test_moments_do_not_cancel_under_a_large_mean():
     near, moved = Moments.of(data), Moments.of(far)
     # Adding 1e6 rounds the data themselves by 1e-10; squared sums of 400 such terms stay below 1e-7.
     assert torch.allclose(near.scatter, moved.scatter, atol=1e-6)
+
+
+def test_a_sample_is_the_same_examples_in_every_layer_and_under_every_split():
+    """Bounded per class, and decided by the index alone."""
+    n = 700
+    y = torch.arange(n) % 3
+    data = Batch(torch.randn(n, 2, generator=stream("sample")).double(), y, torch.arange(n))
+    order = torch.randperm(n, generator=stream("sample order"))
+    merges_to_the_whole(Sample, data, [order[:10], order[10:400], order[400:]])
+    whole, other = Sample.of(data), Sample.of(data.with_x(torch.zeros(n, 5)))
+    assert whole.n == 3 * Sample.per_class
+    assert torch.equal(whole.index, other.index)
+    assert torch.equal(whole.x, data.x[whole.index])
+    # Chosen at random: neither the first of the data set nor any run of it. 300 of 700 even, 5 standard deviations.
+    assert abs(int((whole.index < n // 2).sum()) - 150) < 5 * math.sqrt(300 * 0.25)

@@ -16,6 +16,7 @@ import pytest
 from scipy.stats import t
 
 from geophone import table as tables
+from geophone.claims import CLAIM_SCHEMA, write_claims
 from geophone.errors import GeophoneError
 from geophone.relate import SAME_SIDE, networks, relate
 from geophone.report import report_page, write_report
@@ -31,6 +32,7 @@ from geophone.report.summary import (
     thinned,
     with_series,
 )
+from geophone.report.verdicts import claims_section
 from geophone.report.words import MEASURES, PROFILE, condition_label, level_label, measure, p_value, radius
 from geophone.scores import GROUPS, scores
 
@@ -675,6 +677,99 @@ def test_words() -> None:
     assert [columns(n) for n in (1, 3, 4, 5, 6, 8, 9, 10)] == [1, 3, 4, 3, 3, 4, 3, 4]
     assert all(measure(name).about.endswith(".") for name in MEASURES)
     assert "accuracy" not in PROFILE
+
+
+# Claims.
+
+
+def verdicts(*rows: dict[str, Any]) -> pl.DataFrame:
+    base = {
+        "claim": "c",
+        "source": "Paper, arXiv:1",
+        "statement": "Stated.",
+        "test": "Tested.",
+        "effect": "mean difference",
+    }
+    return pl.DataFrame([{**base, **row} for row in rows], schema=CLAIM_SCHEMA, orient="row")
+
+
+JUDGED = verdicts(
+    {"verdict": "supported", "value": 0.0123, "low": 0.0105, "high": 0.0141, "networks": 20, "seeds": 5},
+    {
+        "claim": "d",
+        "statement": "Joint.",
+        "verdict": "contradicted",
+        "test": None,
+        "effect": None,
+        "differs": "Smaller.",
+    },
+    {"claim": "d", "part": "one", "verdict": "not decided", "note": "needs 23 networks and 5 seeds, has 4 and 2"},
+    {"claim": "d", "part": "two", "verdict": "contradicted", "value": -0.81, "low": -0.95, "high": -0.42},
+)
+
+
+def test_claims_come_right_after_the_answer(table: pl.DataFrame, html: str) -> None:
+    page = Page(report_page(table, {}, "Claims", JUDGED))
+    assert page.ids("section") == [SECTIONS[0], "claims", *SECTIONS[1:]]
+    assert "claims" not in Page(html).ids("section")
+
+
+def test_claims_say_verdict_number_and_size() -> None:
+    section = claims_section(JUDGED)
+    page = Page(section)
+    assert "Of 2 published claims, 1 is supported, 1 is contradicted and none is not decided." in page.text
+    assert "0.0123 [0.0105,\N{NO-BREAK SPACE}0.0141] mean difference. Tested." in page.text
+    assert "−0.81 [−0.95,\N{NO-BREAK SPACE}−0.42]" in page.text
+    assert "20 networks5 seeds" in page.text
+    assert "Needs 23 networks and 5 seeds, has 4 and 2." in page.text
+    assert "Smaller." in page.text
+    assert [a.get("class") for tag, a in page.elements if tag == "tr"] == [None, None, None, "part", "part"]
+    assert section.count('rowspan="3"') == 1
+
+
+def test_verdicts_do_not_rest_on_colour() -> None:
+    section = claims_section(JUDGED)
+    for word, sign in (("supported", "✓"), ("contradicted", "✗"), ("not\N{NO-BREAK SPACE}decided", "?")):
+        assert f'<span aria-hidden="true">{sign}</span>\N{NO-BREAK SPACE}{word}</span>' in section
+    assert section.count('class="verdict contradicted"') == 2
+
+
+def test_without_claims_there_is_no_section() -> None:
+    assert claims_section(None) == claims_section(JUDGED.clear()) == ""
+
+
+def test_numbers_of_claims_have_two_digits_of_their_interval() -> None:
+    for value, low, high, said in (
+        (0.5, 0.5, 0.5, "0.50 [0.50, 0.50]"),
+        (1234.5, 1000.0, 1500.0, "1234 [1000, 1500]"),
+        (0.0, 0.0, 0.0, "0.00 [0.00, 0.00]"),
+        (-1e-9, -2e-9, 1e-9, "−1.0e−09 [−2.0e−09, 1.0e−09]"),
+        (-0.001, -0.5, 0.5, "0.00 [−0.50, 0.50]"),
+        (0.123456, None, None, "0.12"),
+    ):
+        row = {"verdict": "not decided", "value": value, "low": low, "high": high, "networks": 1, "seeds": 1}
+        assert f"{said} mean difference" in Page(claims_section(verdicts(row))).text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_claims_are_escaped() -> None:
+    evil = "<script>alert(1)</script>"
+    names = [name for name, kind in CLAIM_SCHEMA.items() if kind == pl.String and name not in ("verdict", "part")]
+    row = {**dict.fromkeys(names, evil), "verdict": "supported", "value": 0.5, "networks": 1, "seeds": 1}
+    parts = verdicts({**row, "test": None}, {**row, "part": evil}, {**row, "part": "two"})
+    page = Page(claims_section(parts))
+    assert "script" not in [tag for tag, _ in page.elements]
+    # The claim has it 5 times (statement, source, differs, assumptions, needed), a part 4 times, one as its label too.
+    assert page.text.count(evil) == 14
+
+
+def test_write_report_shows_the_claims_of_its_folder(tmp_path: Path, synthetic: ModuleType) -> None:
+    tables.write(synthetic.make_table(["Standard"], [0]), tmp_path / "table" / "all.parquet")
+    (tmp_path / "provenance.json").write_text(json.dumps({"title": "Claims"}))
+    path = write_claims(JUDGED, tmp_path)
+    assert "claims" in Page(write_report(tmp_path).read_text(encoding="utf-8")).ids("section")
+    path.write_bytes(b"PAR1")
+    with pytest.raises(GeophoneError, match=r"claims\.parquet is corrupt"):
+        write_report(tmp_path)
 
 
 # Files.

@@ -191,14 +191,14 @@ def test_what_is_left_to_defaults_is_part_of_the_id():
 
 
 def test_a_failed_job_does_not_stop_the_others(tmp_path, monkeypatch):
-    real = execute.run_job
+    real = Job.run
 
     def sometimes(job, *rest):
         if job.seed == 0 and job.recipe == "Standard":
             raise GeophoneError("the disk is full")
         return real(job, *rest)
 
-    monkeypatch.setattr(execute, "run_job", sometimes)
+    monkeypatch.setattr(Job, "run", sometimes)
     with pytest.raises(GeophoneError, match="1 of 4 jobs failed. Standard, seed 0: the disk is full"):
         whole(tmp_path)
     assert table.read(tmp_path / "table")["job"].n_unique() == 3

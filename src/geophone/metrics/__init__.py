@@ -8,11 +8,13 @@ from geophone.metrics.dimensionality import (
     participation_ratio_corrected,
     pca_dim,
     pca_fraction,
+    two_nn,
 )
-from geophone.metrics.metric import Metric, Undefined, metric
+from geophone.metrics.images import perturbation_l2, perturbation_linf
+from geophone.metrics.metric import Metric, Undefined, default_metrics, metric
 from geophone.metrics.outcomes import accuracy, loss, margin, share_interval
-from geophone.metrics.selectivity import class_selectivity, class_selectivity_floor
-from geophone.metrics.similarity import cka, normalised_distance
+from geophone.metrics.selectivity import class_selectivity, class_selectivity_floor, eta_squared, mean_response
+from geophone.metrics.similarity import cka, normalised_distance, pwcca
 
 __all__ = [
     "Metric",
@@ -23,15 +25,22 @@ __all__ = [
     "class_selectivity",
     "class_selectivity_floor",
     "dead_fraction",
+    "default_metrics",
     "difference_dim",
     "difference_fraction",
+    "eta_squared",
     "loss",
     "margin",
+    "mean_response",
     "metric",
     "normalised_distance",
     "participation_ratio",
     "participation_ratio_corrected",
     "pca_dim",
     "pca_fraction",
+    "perturbation_l2",
+    "perturbation_linf",
+    "pwcca",
     "share_interval",
+    "two_nn",
 ]

@@ -25,10 +25,12 @@ class Metric:
         name: The literature's name; unique in the registry.
         statistic: The class of statistic that it reads.
         compute: From a statistic to a number, or to one number per unit, `[d]`.
-        per_unit: Whether there is one number per unit. A layer's value is then the mean over units, and the whole
-            network's the mean over layers.
+        per_unit: Whether there is one number per unit, NaN where a unit has none. A layer's value is then the mean over
+            the others, and the whole network's the mean over layers.
         shuffled: Whether it reads responses whose labels were shuffled over the data set: a finite-sample floor.
         interval: From the statistic to the bounds of a 95 % interval, where there is one.
+        when: "always"; "clean" if it is left out for perturbed images, being costly and of no use there; "asked" if it
+            is measured only where it is named.
         doc: What it is; the first line is what `geophone list metrics` shows.
     """
 
@@ -38,11 +40,12 @@ class Metric:
     per_unit: bool = False
     shuffled: bool = False
     interval: Callable[[Any], tuple[float, float]] | None = None
+    when: str = "always"
     doc: str = ""
 
     @property
     def reads(self) -> str:
-        """What the statistic reads: "responses", "logits" or "pair"."""
+        """What the statistic reads: "responses", "logits", "pair" or "images"."""
         return self.statistic.reads
 
     def __call__(self, *data: Any) -> Any:
@@ -70,9 +73,8 @@ class Metric:
 def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
     """Plain tensors as what a statistic reads, checked."""
     tensors = [torch.as_tensor(part) for part in data]
-    wanted = (
-        "two aligned matrices [n, p] and [n, q]" if reads == "pair" else f"{reads} [n, d] and, if needed, labels [n]"
-    )
+    paired = reads in ("pair", "images")
+    wanted = "two aligned matrices [n, p] and [n, q]" if paired else f"{reads} [n, d] and, if needed, labels [n]"
     if not tensors or len(tensors) > 2 or tensors[0].ndim != 2:
         shapes = ", ".join(str(list(t.shape)) for t in tensors) or "nothing"
         raise GeophoneError(f"{name} takes {wanted}; it was given {shapes}.")
@@ -81,7 +83,7 @@ def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
         raise GeophoneError(f"{name} takes {wanted}; the lengths differ: {[len(t) for t in tensors]}.")
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise GeophoneError(f"{name}: the data have NaN or infinite values. Remove those rows, or mend what made them.")
-    if reads == "pair":
+    if paired:
         if len(tensors) != 2 or tensors[1].ndim != 2:
             raise GeophoneError(f"{name} takes {wanted}.")
         return Pair(x, tensors[1])
@@ -100,6 +102,7 @@ def metric(
     per_unit: bool = False,
     shuffled: bool = False,
     interval: Callable[[Any], tuple[float, float]] | None = None,
+    when: str = "always",
 ) -> Callable[[Callable[[Any], Any]], Metric]:
     """Decorator: register a function of one statistic as a metric.
 
@@ -109,7 +112,13 @@ def metric(
     """
 
     def register(compute: Callable[[Any], Any]) -> Metric:
-        made = Metric(name or compute.__name__, statistic, compute, per_unit, shuffled, interval, compute.__doc__ or "")
+        named, doc = name or compute.__name__, compute.__doc__ or ""
+        made = Metric(named, statistic, compute, per_unit, shuffled, interval, when, doc)
         return METRICS.add(made.name, made)
 
     return register
+
+
+def default_metrics() -> tuple[str, ...]:
+    """Names of the metrics that are measured where none are named."""
+    return tuple(name for name, metric in METRICS.items() if metric.when != "asked")

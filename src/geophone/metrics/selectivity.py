@@ -1,10 +1,11 @@
 """How much units prefer one class."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from geophone.metrics.metric import Undefined, metric
-from geophone.stats import ClassMeans
+from geophone.stats import ClassMeans, Moments
 
 EPS = 1e-7
 
@@ -56,3 +57,36 @@ def class_selectivity_floor(means: ClassMeans) -> Float[Tensor, " d"]:
     What `class_selectivity` would show without any class information, for as many images.
     """
     return class_selectivity.compute(means)
+
+
+@metric(ClassMeans, per_unit=True)
+def eta_squared(means: ClassMeans) -> Float[Tensor, " d"]:
+    """Share of a unit's variance that lies between classes (correlation ratio): class information per unit. In [0, 1].
+
+        η² = Σ_c n_c (μ_c - μ)² / Σ_i (a_i - μ)²
+
+    Unlike class selectivity it does not change when a constant is added to a unit, nor by scaling, and sees any
+    difference between classes, not that of one class from the others. Without class information it is
+    (k - 1)/(n - 1) in expectation for normal responses. A unit that does not vary has no value.
+
+    Raises:
+        Undefined: fewer than two classes.
+
+    References:
+        Fisher 1925, Statistical Methods for Research Workers, §45.
+    """
+    if int((means.count > 0).sum()) < 2:
+        raise Undefined("needs labels [n], and images of at least two classes")
+    count = means.count.double()[:, None]
+    mean = (count * means.mean).sum(0) / means.n
+    between = (count * (means.mean - mean).square()).sum(0)
+    total = between + means.within
+    # What varies by no more than float32 rounds the responses does not vary.
+    varies = total > means.n * (2.0**-23 * mean) ** 2
+    return torch.where(varies, between / total, torch.nan)
+
+
+@metric(Moments, per_unit=True)
+def mean_response(moments: Moments) -> Float[Tensor, " d"]:
+    """Mean response of a unit over all images: the baseline that class selectivity is not invariant to."""
+    return moments.mean

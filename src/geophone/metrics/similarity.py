@@ -2,6 +2,10 @@
 
 from math import sqrt
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from geophone.metrics.metric import Undefined, metric
 from geophone.stats import CrossMoments, Displacement, Moments
 
@@ -41,6 +45,46 @@ def cka(cross: CrossMoments) -> float:
     if bottom <= 0:
         raise Undefined(f"too few images ({n}) for the unbiased HSIC of a side with itself")
     return both / sqrt(bottom)
+
+
+SMALL = 1e-10
+"""Directions with less variance than this share of the largest are rounding of float32 responses."""
+
+
+@metric(CrossMoments, when="asked")
+def pwcca(cross: CrossMoments) -> float:
+    """Projection-weighted canonical correlation between two sets of responses to the same images. In [0, 1].
+
+        PWCCA = Σ_i α_i ρ_i / Σ_i α_i,   α_i = Σ_j |⟨h_i, a_j⟩|
+
+    with ρ_i the canonical correlations, h_i the canonical variates of the first side and a_j its centred units. So it
+    is not symmetric: directions count by how much of the first side lies along them. Invariant to any invertible linear
+    map of the second side; of the first, to translation and scaling. Biased up unless n is much larger than d:
+    unrelated responses have about √(d/n).
+
+    Raises:
+        Undefined: a side that does not vary, or no more images than units.
+
+    References:
+        Morcos, Raghu & Bengio 2018, arXiv:1806.05759.
+    """
+    if cross.a.constant or cross.b.constant:
+        raise Undefined("the responses do not vary")
+    half, white_a = _whitening(cross.a)
+    _, white_b = _whitening(cross.b)
+    if cross.n <= max(white_a.shape[1], white_b.shape[1]) + 1:
+        raise Undefined(f"needs more images than units, has {cross.n}")
+    u, rho, _ = torch.linalg.svd(white_a.T @ cross.cross @ white_b, full_matrices=False)
+    weights = (half @ u).abs().sum(0)
+    return float(weights @ rho / weights.sum())
+
+
+def _whitening(moments: Moments) -> tuple[Float[Tensor, "d r"], Float[Tensor, "d r"]]:
+    """Roots of the scatter and of its inverse over the directions that vary: V √λ and V / √λ."""
+    values, vectors = torch.linalg.eigh(moments.scatter)
+    kept = values > SMALL * values[-1]
+    root = values[kept].sqrt()
+    return vectors[:, kept] * root, vectors[:, kept] / root
 
 
 @metric(Displacement)

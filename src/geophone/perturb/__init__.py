@@ -9,12 +9,22 @@ the same for every model. `grid("noise, LinfPGD(steps=20)")` makes perturbations
 from geophone.perturb.noise import GaussianNoise, SaltAndPepper, UniformNoise
 from geophone.perturb.corruptions import *  # noqa: F403
 from geophone.perturb.attacks import *  # noqa: F403
+from geophone.perturb.matched import MatchedL2
 
 # isort: on
 from geophone.perturb import attacks, corruptions
 from geophone.perturb.checks import check_batch, check_number
 from geophone.perturb.grids import at_level, grid
 
-__all__ = ["GaussianNoise", "SaltAndPepper", "UniformNoise", "at_level", "check_batch", "check_number", "grid"]
+__all__ = [
+    "GaussianNoise",
+    "MatchedL2",
+    "SaltAndPepper",
+    "UniformNoise",
+    "at_level",
+    "check_batch",
+    "check_number",
+    "grid",
+]
 __all__ += attacks.__all__
 __all__ += corruptions.__all__

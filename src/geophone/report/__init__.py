@@ -9,6 +9,7 @@ import polars as pl
 import vl_convert
 
 from geophone import table as tables
+from geophone.claims import read_claims
 from geophone.errors import GeophoneError
 from geophone.files import replacing, write_text
 from geophone.report import charts
@@ -33,6 +34,8 @@ __all__ = ["report_page", "write_report"]
 def write_report(out: Path, page: Path | None = None) -> Path:
     """Write a page, and `out/figures/*.svg|png`, from `out/table/*.parquet` and `out/provenance.json`.
 
+    If there is an `out/claims.parquet`, as `geophone.claims.write_claims` makes it, the page shows its verdicts.
+
     Args:
         out: The folder of a study or scan.
         page: Where the page goes; by default `out/report.html`.
@@ -41,7 +44,8 @@ def write_report(out: Path, page: Path | None = None) -> Path:
         The path of the page.
 
     Raises:
-        GeophoneError: the table or the provenance is missing, empty or corrupt, or `out` can't be written.
+        GeophoneError: the table or the provenance is missing, empty or corrupt, the claims are corrupt, or `out` can't
+            be written.
     """
     provenance = _read_provenance(out / "provenance.json")
     table = tables.read(out / "table")
@@ -55,22 +59,25 @@ def write_report(out: Path, page: Path | None = None) -> Path:
         with replacing(out / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(vl_convert.svg_to_png(drawn, scale=2))
     path = page or out / "report.html"
-    write_text(path, page_html(found, provenance, str(provenance["title"])))
+    write_text(path, page_html(found, provenance, str(provenance["title"]), read_claims(out)))
     return path
 
 
-def report_page(table: pl.DataFrame, provenance: Mapping[str, Any], title: str) -> str:
+def report_page(
+    table: pl.DataFrame, provenance: Mapping[str, Any], title: str, claims: pl.DataFrame | None = None
+) -> str:
     """The report as one self-contained HTML page that needs no network.
 
     Args:
         table: The long table, of one network or of many.
         provenance: How it was made, as in provenance.json; what is missing is left out.
         title: The page's title.
+        claims: Verdicts on published claims, from `geophone.claims.judge`.
 
     Raises:
         GeophoneError: the table has no rows.
     """
-    return page_html(findings(_checked(table)), provenance, title)
+    return page_html(findings(_checked(table)), provenance, title, claims)
 
 
 def _checked(table: pl.DataFrame) -> pl.DataFrame:

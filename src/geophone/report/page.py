@@ -26,18 +26,20 @@ from geophone.report.panels import (
 )
 from geophone.report.scorecard import radii_table, score_section
 from geophone.report.summary import OWN_SPREAD, profile_metrics, thinned
+from geophone.report.verdicts import claims_section
 from geophone.report.words import SOURCES, SPACE, decimal, measure, p_value
 
 # What the bundle leaves for the page's own script.
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
-def page_html(found: Findings, provenance: Mapping[str, Any], title: str) -> str:
+def page_html(found: Findings, provenance: Mapping[str, Any], title: str, claims: pl.DataFrame | None = None) -> str:
     """The whole report as HTML."""
     carried, omitted = thinned(found.summary)
     specs: dict[str, Any] = {}
     sections = [
         _answer(found),
+        claims_section(claims),
         _checks(found.table),
         _accuracy(found, specs),
         score_section(found),

@@ -6,7 +6,21 @@ not depend on how the examples were split (up to rounding in float64) or on thei
 
 from geophone.stats.moments import Activity, ClassMeans, Moments
 from geophone.stats.outcomes import Outcomes
-from geophone.stats.pairs import CrossMoments, Displacement
+from geophone.stats.pairs import CrossMoments, Displacement, Lengths
+from geophone.stats.sample import Sample
 from geophone.stats.statistic import Statistic, total
+from geophone.stats.units import UnitMoments
 
-__all__ = ["Activity", "ClassMeans", "CrossMoments", "Displacement", "Moments", "Outcomes", "Statistic", "total"]
+__all__ = [
+    "Activity",
+    "ClassMeans",
+    "CrossMoments",
+    "Displacement",
+    "Lengths",
+    "Moments",
+    "Outcomes",
+    "Sample",
+    "Statistic",
+    "UnitMoments",
+    "total",
+]

@@ -98,17 +98,19 @@ def merged_mean(a: "Moments", b: "Moments") -> Float[Tensor, " d"]:
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """Mean response of every unit to every class.
+    """Mean response of every unit to every class, and how much responses vary within the classes.
 
     A class without examples has count 0 and a mean of zeros that no metric may use.
 
     Attributes:
         count: Examples of each class, `[k]`. `k` is one more than the largest label seen.
         mean: `[k, d]`.
+        within: Sum over examples of (response - mean of its class)², `[d]`.
     """
 
     count: Int[Tensor, " k"]
     mean: Float[Tensor, "k d"]
+    within: Float[Tensor, " d"]
 
     reads: ClassVar[str] = "responses"
 
@@ -119,19 +121,23 @@ class ClassMeans:
         y = batch.y.to(x.device)
         count = torch.bincount(y)
         sums = torch.zeros(len(count), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, y, x)
-        return cls(count, sums / count.clamp(min=1)[:, None])
+        mean = sums / count.clamp(min=1)[:, None]
+        return cls(count, mean, (x - mean[y]).square().sum(0))
 
     def __add__(self, other: "ClassMeans") -> "ClassMeans":
         k = max(len(self.count), len(other.count))
         a, b = self.padded(k), other.padded(k)
         count = a.count + b.count
         weight = b.count.double() / count.clamp(min=1)  # int / int would be float32
-        return ClassMeans(count, a.mean + (b.mean - a.mean) * weight[:, None])
+        between = b.mean - a.mean
+        apart = (a.count * weight) @ between.square()
+        return ClassMeans(count, a.mean + between * weight[:, None], a.within + b.within + apart)
 
     def padded(self, k: int) -> "ClassMeans":
         """The same with room for k classes."""
         room = (0, k - len(self.count))
-        return ClassMeans(torch.nn.functional.pad(self.count, room), torch.nn.functional.pad(self.mean, (0, 0, *room)))
+        pad = torch.nn.functional.pad
+        return ClassMeans(pad(self.count, room), pad(self.mean, (0, 0, *room)), self.within)
 
     @property
     def n(self) -> int:

@@ -127,3 +127,32 @@ class Displacement:
     def d(self) -> int:
         """Number of units."""
         return self.shift.d
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How far a perturbation moves the images themselves.
+
+    Attributes:
+        n: Number of images.
+        d: Values in an image.
+        l2: Sum over images of the Euclidean length of the change.
+        linf: Sum over images of the largest change of a value.
+    """
+
+    n: int
+    d: int
+    l2: Float[Tensor, ""]
+    linf: Float[Tensor, ""]
+
+    reads: ClassVar[str] = "images"
+
+    @classmethod
+    def of(cls, batch: Pair) -> "Lengths":
+        """Of one batch of clean and perturbed images `[n, d]`."""
+        delta = double(batch.b) - double(batch.a)
+        n, d = delta.shape
+        return cls(n, d, delta.norm(dim=1).sum(), delta.abs().amax(1).sum())
+
+    def __add__(self, other: "Lengths") -> "Lengths":
+        return Lengths(self.n + other.n, self.d, self.l2 + other.l2, self.linf + other.linf)

@@ -1,7 +1,21 @@
 """Studies: frozen dataclasses that expand to jobs, and what runs the jobs so that they can be interrupted."""
 
+from geophone.study.comparison import Comparison
 from geophone.study.execute import process_executor, ray_executor, run_study
 from geophone.study.job import Job, run_job
+from geophone.study.selectivity import Selectivity
 from geophone.study.studies import Demo, Study, find_study, study
 
-__all__ = ["Demo", "Job", "Study", "find_study", "process_executor", "ray_executor", "run_job", "run_study", "study"]
+__all__ = [
+    "Comparison",
+    "Demo",
+    "Job",
+    "Selectivity",
+    "Study",
+    "find_study",
+    "process_executor",
+    "ray_executor",
+    "run_job",
+    "run_study",
+    "study",
+]

@@ -14,15 +14,18 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import polars as pl
 import torch
 from filelock import FileLock, Timeout
 
+from geophone import table
+from geophone.claims import judge, write_claims
 from geophone.errors import GeophoneError
 from geophone.files import make_folder, write_text
 from geophone.provenance import now, write_provenance
 from geophone.registry import load_entry_points, load_plugin
-from geophone.study.job import Job, Progress, run_job
-from geophone.study.studies import Study
+from geophone.study.job import Progress
+from geophone.study.studies import Study, Task
 from geophone.types import usable_device
 
 
@@ -65,31 +68,38 @@ def run_study(
     load_entry_points()
     out = out.resolve()  # workers may have another working folder
     jobs = [job.resolved() for job in study.jobs()]
+    pairs = [pair.resolved() for pair in getattr(study, "comparisons", tuple)()]
+    every: list[Task] = [*jobs, *pairs]
     with _locked(make_folder(out)):
         threads = _settle(out, name, study, device, threads, workers)
-        open_jobs = [job for job in jobs if not job.shard(out).is_file()]
-        done = len(jobs) - len(open_jobs)
-        if finished is not None:
-            finished(done, len(jobs))
+        tasks_open = any(not task.shard(out).is_file() for task in every)
         failures: list[str] = []
-        for job, error in _outcomes(open_jobs, out, executor, device, threads, tuple(plugins), progress):
-            if error is None and not job.shard(out).is_file():
-                error = GeophoneError(
-                    f"its rows are not in {out}. Several machines need a folder that all of them share."
-                )
-            if error is not None:
-                reason = getattr(error, "cause", error)  # Ray wraps errors in a coloured traceback
-                failures.append(f"{job.recipe}, seed {job.seed}: {reason}")
-                continue
-            done += 1
+
+        def report() -> None:
             if finished is not None:
-                finished(done, len(jobs))
+                finished(sum(task.shard(out).is_file() for task in every), len(every))
+
+        report()
+        for stage in (jobs, pairs):  # networks are compared when they are trained
+            tasks = [task for task in stage if not task.shard(out).is_file()]
+            for task, error in _outcomes(tasks, out, executor, device, threads, tuple(plugins), progress):
+                if error is None and not task.shard(out).is_file():
+                    error = GeophoneError(
+                        f"its rows are not in {out}. Several machines need a folder that all of them share."
+                    )
+                if error is not None:
+                    reason = getattr(error, "cause", error)  # Ray wraps errors in a coloured traceback
+                    failures.append(f"{task.label}: {reason}")
+                    continue
+                report()
+            if failures:
+                break
         write_provenance(
             out,
             title=f"Study {name}, size {study.size}",
             question=study.question,
             study=name,
-            seconds=time.monotonic() - clock if open_jobs else 0.0,
+            seconds=time.monotonic() - clock if tasks_open else 0.0,
             started=started,
             device=device,
             threads=threads,
@@ -98,20 +108,23 @@ def run_study(
             resumed=True,
             notes=[f"failed: {failure}" for failure in failures],
         )
+        if not failures and (claims := getattr(study, "claims", tuple)()):
+            rows = table.read(out / "table").filter(pl.col("job").is_in([job.id for job in jobs]))
+            write_claims(judge(claims, rows), out)
     if failures:
-        raise GeophoneError(f"{len(failures)} of {len(jobs)} jobs failed. " + " | ".join(failures))
+        raise GeophoneError(f"{len(failures)} of {len(every)} jobs failed. " + " | ".join(failures))
     return out
 
 
 def _outcomes(
-    jobs: Sequence[Job],
+    jobs: Sequence[Task],
     out: Path,
     executor: Executor | None,
     device: str,
     threads: int,
     plugins: tuple[Path, ...],
     progress: Progress | None,
-) -> Iterator[tuple[Job, BaseException | None]]:
+) -> Iterator[tuple[Task, BaseException | None]]:
     """Each job with its error, if it had one, as they end."""
     if executor is None:
         for job in jobs:
@@ -136,7 +149,7 @@ def _outcomes(
 
 
 def work(
-    job: Job, out: Path, device: str, threads: int, plugins: tuple[Path, ...] = (), progress: Progress | None = None
+    job: Task, out: Path, device: str, threads: int, plugins: tuple[Path, ...] = (), progress: Progress | None = None
 ) -> Path:
     """One job as a worker does it: plug-ins loaded, number of threads set and restored."""
     load_entry_points()
@@ -145,7 +158,7 @@ def work(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return run_job(job, out, device, progress or (_reports[-1] if _reports else None))
+        return job.run(out, device, progress or (_reports[-1] if _reports else None))
     finally:
         torch.set_num_threads(before)
 

@@ -15,7 +15,9 @@ from geophone.checks import attack_checks
 from geophone.data import load
 from geophone.errors import unknown
 from geophone.files import make_folder, write_text
+from geophone.gradients import input_gradients
 from geophone.measure import measure
+from geophone.metrics import default_metrics
 from geophone.models.load import save_network
 from geophone.perturb import grid
 from geophone.record import REDUCTIONS
@@ -43,11 +45,12 @@ class Job:
         training: Length and schedule.
         perturbations: Registered perturbations as code; without its level, one stands for all its default levels.
         layers: Names or patterns of the layers to record; default every activation and block output.
-        metrics: Names of metrics; default all that are registered.
+        metrics: Names of metrics; default those of `default_metrics`.
         reduce: How a response becomes one number per unit.
         images: How many test images to measure, class-balanced; default all.
         batch_size: Images per batch while measuring.
         curves: Attacks as code whose robust accuracy is measured over the radius; theirs is left out.
+        gradients: On how many of the test images the gradients of all units are measured; 0 for none.
     """
 
     dataset: str
@@ -62,12 +65,17 @@ class Job:
     images: int | None = None
     batch_size: int = 256
     curves: tuple[str, ...] = ()
+    gradients: int = 0
+
+    @property
+    def label(self) -> str:
+        """What a progress bar or an error calls it."""
+        return f"{self.recipe}, seed {self.seed}"
 
     @property
     def id(self) -> str:
         """The hash of the job's content: 16 hexadecimal digits."""
-        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return identity(self)
 
     def shard(self, out: Path) -> Path:
         """The file of the job's rows. The job is done when it exists."""
@@ -87,7 +95,7 @@ class Job:
         """
         MODELS[parse_call(self.model, "model")[0]]
         RECIPES.build(self.recipe)
-        metrics = tuple(METRICS) if self.metrics is None else self.metrics
+        metrics = default_metrics() if self.metrics is None else self.metrics
         for name in metrics:
             METRICS[name]
         if self.reduce not in REDUCTIONS:
@@ -96,6 +104,16 @@ class Job:
         shakes = dict.fromkeys(describe(p, keep=(p.level,)) for text in self.perturbations for p in grid(text))
         named = dict.fromkeys(family_name(p) for text in self.curves for p in with_radius(text))
         return replace(self, perturbations=tuple(shakes), metrics=metrics, curves=tuple(named))
+
+    def run(self, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:
+        """Do the job: see `run_job`."""
+        return run_job(self, out, device, progress)
+
+
+def identity(task: Any) -> str:
+    """The hash of a frozen dataclass's content: 16 hexadecimal digits."""
+    text = json.dumps({"version": VERSION, **asdict(task)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:
@@ -110,8 +128,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     write_text(folder / "job.json", json.dumps({"id": job.id, **asdict(job)}, indent=2))
 
     def stage(name: str) -> Callable[[int, int], None] | None:
-        label = f"{job.recipe}, seed {job.seed}: {name}"
-        return None if progress is None else lambda done, steps: progress(label, done, steps)
+        return None if progress is None else lambda done, steps: progress(f"{job.label}: {name}", done, steps)
 
     data = load(job.dataset).to(torch.device(device))
     name, given = parse_call(job.model, "model")
@@ -150,6 +167,12 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         columns=measured,
         progress=stage("curves over eps"),
     )
+    steep = table.empty()
+    if job.gradients:
+        some, layers = data.test.take(job.gradients), job.layers
+        steep = input_gradients(
+            model, some, layers, reduce=REDUCTIONS[job.reduce], columns=measured, progress=stage("input gradients")
+        )
     believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
     course = table.frame(
         {**columns, "epoch": int(record["epoch"]), "metric": metric, "value": record[key], "n": n}
@@ -159,7 +182,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
             ("validation_accuracy", "accuracy", len(data.val)),
         )
     )
-    table.write(pl.concat([rows, radii, believed, course]), shard)
+    table.write(pl.concat([rows, radii, steep, believed, course]), shard)
     checkpoint.unlink(missing_ok=True)
     if finished := stage("done"):
         finished(1, 1)

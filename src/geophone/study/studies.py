@@ -8,17 +8,36 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import STUDIES, load_file
 from geophone.scores import GROUPS
-from geophone.study.job import Job
+from geophone.study.job import Job, Progress
 from geophone.train import Training
 
 SIZES = ("demo", "small", "full")
 
 
 @runtime_checkable
+class Task(Protocol):
+    """A frozen dataclass of plain values that makes rows of the table; done when the file of its rows exists."""
+
+    @property
+    def label(self) -> str:
+        """What a progress bar or an error calls it."""
+        ...
+
+    def shard(self, out: Path) -> Path:
+        """The file of its rows."""
+        ...
+
+    def run(self, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:
+        """Do it, or return at once when it is done; the path of its rows."""
+        ...
+
+
+@runtime_checkable
 class Study(Protocol):
     """A frozen dataclass with the fields `size` and `seeds` that expands to jobs.
 
-    `question` is what it answers, in one sentence; it heads the report.
+    `question` is what it answers, in one sentence; it heads the report. Two methods are optional: `comparisons()` gives
+    the pairs of its networks to set side by side, and `claims()` what was published about them, to be judged.
     """
 
     question: ClassVar[str]

@@ -20,7 +20,7 @@ def examples(reads: str, n: int, d: int, seed: int = 0, offset: float = 0.0) -> 
     """`n` random examples of what a statistic reads, in float64: responses or logits with labels, or pairs."""
     generator = stream("examples", reads, n, d, seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64).abs() + offset
-    if reads == "pair":
+    if reads in ("pair", "images"):
         return Pair(x, x + 0.3 * torch.randn(n, d, generator=generator, dtype=torch.float64))
     return Batch(x, torch.randint(0, d, (n,), generator=generator), torch.arange(n))
 

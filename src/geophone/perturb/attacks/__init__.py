@@ -20,7 +20,7 @@ from geophone.perturb.attacks.jpeg import JpegAttack
 from geophone.perturb.attacks.jsma import JSMA
 from geophone.perturb.attacks.losses import LOSSES
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
-from geophone.perturb.attacks.pgd import FGSM, L1PGD, L2PGD, LinfPGD
+from geophone.perturb.attacks.pgd import FGSM, L1PGD, L2PGD, LinfPGD, PGDSteps
 from geophone.perturb.attacks.snow import SnowAttack
 from geophone.perturb.attacks.spatial import TranslationRotation
 from geophone.perturb.attacks.square import L1Square, L2Square, LinfSquare
@@ -57,6 +57,7 @@ __all__ = [
     "LinfSquare",
     "MinimumNormAttack",
     "Norm",
+    "PGDSteps",
     "SnowAttack",
     "TranslationRotation",
     "from_adv_lib",

@@ -13,7 +13,7 @@ from geophone.perturb.attacks.ascent import attacking
 from geophone.perturb.attacks.norms import LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, level_of
 
 UNITS = "eps is in the units of images in [0, 1]: 8/255, not 8."
 
@@ -47,13 +47,13 @@ class Attack:
         return self._attack(x, y, model, rng, stop=True)
 
     def _attack(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
-        if self.eps == 0:
+        if level_of(self) == 0:
             check_batch(x, y, rng)
             return x.clone()
         return under_attack(partial(self.search, stop=stop), x, y, model, rng)
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
-        """The attack itself: gradients are on and the model is in evaluation mode; never called with eps = 0.
+        """The attack itself: gradients are on and the model is in evaluation mode; never called at level 0.
 
         Args:
             x: Clean images, a copy.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.perturb.attacks.ascent import Ascent, classes_of, pgd
-from geophone.perturb.attacks.base import Attack
+from geophone.perturb.attacks.base import Attack, under_attack
 from geophone.perturb.attacks.losses import find_loss
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
@@ -61,10 +61,11 @@ class _PGD(Attack):
     random_start: bool = True
     loss: str = "scaled_ce"
     draws: int = 1
+    fewest_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "steps", 1.0)
+        check_number(self, "steps", float(self.fewest_steps))
         check_number(self, "draws", 1.0)
         find_loss(self.loss)
         if self.step_size is not None:
@@ -75,16 +76,12 @@ class _PGD(Attack):
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """`steps` steps from a random place in the ball, or from x."""
         start = self.norm.inside(x + self.eps * self.norm.uniform(rng, x), x, self.eps) if self.random_start else x
+        return self._climb(x, y, model, start, self.steps, stop)
+
+    def _climb(self, x: Tensor, y: Tensor, model: Model, start: Tensor, steps: int, stop: bool = False) -> Tensor:
         step_size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         ascent = Ascent(model, find_loss(self.loss), self.draws, classes_of(y))
-        found = pgd(
-            *(ascent, x, y, start),
-            norm=self.norm,
-            eps=self.eps,
-            steps=self.steps,
-            step_size=step_size,
-            stop=stop,
-        )
+        found = pgd(*(ascent, x, y, start), norm=self.norm, eps=self.eps, steps=steps, step_size=step_size, stop=stop)
         ascent.check()
         return found
 
@@ -109,6 +106,46 @@ class LinfPGD(_PGD):
     eps: float = 8 / 255
     levels: ClassVar[tuple[float, ...]] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
     norm: ClassVar[Norm] = LINF
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class PGDSteps(LinfPGD):
+    """Projected gradient descent whose strength is its number of steps: small ones, in a large l-infinity ball.
+
+    The selectivity papers' attack: step size 1e-4 and radius 16/255, so that no image comes near the border of the ball
+    in fewer than 627 steps, and accuracy is drawn over the number of steps. That it starts at the image, and the loss,
+    are assumptions.
+
+    Attributes:
+        eps: Largest change of a value, in [0, 1].
+        steps: How many steps; 0 leaves the images as they are.
+        step_size: Change of a value in a step.
+        random_start: Begin uniformly at random in the ball, not at the image.
+        loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
+        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+
+    References:
+        Leavitt & Morcos 2020, arXiv:2010.07693.
+    """
+
+    eps: float = 16 / 255
+    steps: int = 40
+    step_size: float | None = 1e-4
+    random_start: bool = False
+    level: ClassVar[str] = "steps"
+    levels: ClassVar[tuple[float, ...]] = (5, 10, 20, 40, 80)
+    fewest_steps: ClassVar[int] = 0
+
+    def onward(self, found: Tensor, weaker: "PGDSteps", x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """What calling it gives, from what a weaker one found: of a curve over steps only the last is paid for."""
+        if weaker.steps == 0 or self.step_size is None:  # whose length depends on the number of steps
+            return self(x, y, model, rng)
+
+        def search(x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+            return self._climb(x, y, model, found, self.steps - weaker.steps)
+
+        return under_attack(search, x, y, model, rng)
 
 
 @PERTURBATIONS.register

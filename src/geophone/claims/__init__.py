@@ -1,0 +1,38 @@
+"""Do these networks support what was published? Claims, tests that are fixed beforehand, and verdicts with intervals.
+
+Nothing here opens a network: it reads rows of the table.
+"""
+
+from geophone.claims.judge import CLAIM_SCHEMA, Claim, judge, read_claims, write_claims
+from geophone.claims.measures import AtHalf, Measure, measured
+from geophone.claims.rules import (
+    Best,
+    Correlation,
+    Difference,
+    Increasing,
+    Rule,
+    Selection,
+    Types,
+    networks_needed,
+    seeds_needed,
+)
+
+__all__ = [
+    "CLAIM_SCHEMA",
+    "AtHalf",
+    "Best",
+    "Claim",
+    "Correlation",
+    "Difference",
+    "Increasing",
+    "Measure",
+    "Rule",
+    "Selection",
+    "Types",
+    "judge",
+    "measured",
+    "networks_needed",
+    "read_claims",
+    "seeds_needed",
+    "write_claims",
+]

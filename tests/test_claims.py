@@ -1,0 +1,733 @@
+"""Claims judged on made-up tables whose verdict is known, each promise with a mutant that must break it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import binom, norm
+
+from geophone.claims import (
+    CLAIM_SCHEMA,
+    AtHalf,
+    Best,
+    Claim,
+    Correlation,
+    Difference,
+    Increasing,
+    Measure,
+    Rule,
+    Selection,
+    Types,
+    judge,
+    measured,
+    measures,
+    networks_needed,
+    read_claims,
+    rules,
+    seeds_needed,
+    write_claims,
+)
+from geophone.claims.judge import joint
+from geophone.claims.measures import NoRows, half_levels
+from geophone.claims.rules import CONTRADICTED, NOT_DECIDED, SUPPORTED, Outcome, share, student
+from geophone.errors import GeophoneError
+from geophone.table import frame
+
+Patch = pytest.MonkeyPatch
+CLEAN = {"family": "clean", "perturbation": "clean", "level": 0.0}
+ACCURACY = Measure("accuracy")
+SELECTIVITY = Measure("class_selectivity")
+
+
+def who(recipe: str | None, seed: int | None, **more: Any) -> dict[str, Any]:
+    return {"job": f"{recipe}-{seed}", "dataset": "data", "model": "net", "recipe": recipe, "seed": seed, **more}
+
+
+def simple(values: Mapping[str, Sequence[float | None]], metric: str = "accuracy") -> pl.DataFrame:
+    """One clean row per network: a recipe's values are those of seeds 0, 1, …"""
+    return frame(
+        {**who(recipe, seed), **CLEAN, "metric": metric, "value": value}
+        for recipe, each in values.items()
+        for seed, value in enumerate(each)
+    )
+
+
+def verdict(test: Rule, table: pl.DataFrame) -> str:
+    return str(judge([claim(test)], table)["verdict"][0])
+
+
+def claim(*tests: Rule, **more: Any) -> Claim:
+    return Claim("c", "A paper", "It is so.", tuple((f"part {i}", test) for i, test in enumerate(tests)), **more)
+
+
+# Power.
+
+
+def test_networks_needed_is_fishers_z_with_bonett_and_wrights_variance() -> None:
+    # By hand for rho 0.6: (1.9600 + 0.8416)/atanh(0.6) = 2.8016/0.6931 = 4.0418; its square 16.336 times
+    # 1 + 0.36/2 is 19.277; 3 more are 22.277.
+    assert networks_needed(0.6, 0.8) == 23
+    assert networks_needed(0.6, 0.8, held=1) == 24
+    # For rho 0.5: (2.8016/0.5493)² · 1.125 + 3 = 32.26.
+    assert networks_needed(0.5, 0.8) == 33
+    plain = 3 + ((norm.ppf(0.975) + norm.ppf(0.8)) / np.arctanh(0.6)) ** 2
+    assert np.ceil(plain) == 20  # the variance of Pearson's r would ask for too few
+
+
+def test_seeds_needed_is_that_of_the_noncentral_t() -> None:
+    # The usual tables of the one-sample t-test at two-sided 0.05 and power 0.8.
+    assert [seeds_needed(d, 0.8) for d in (0.5, 0.8, 1.0, 2.0)] == [34, 15, 10, 5]
+    assert [seeds_needed(2.0, 0.8, 0.05 / k) for k in (1, 2, 8)] == sorted(
+        seeds_needed(2.0, 0.8, 0.05 / k) for k in (1, 2, 8)
+    )
+    assert int(np.ceil(((norm.ppf(0.975) + norm.ppf(0.8)) / 2) ** 2)) == 2  # what the normal would ask for
+
+
+def test_seeds_needed_give_the_power_in_simulation() -> None:
+    """20000 samples: the standard error of a rate is at most 0.0035, so 4 of them are 0.014."""
+    rng = np.random.default_rng(0)
+    for n in (4, 5):
+        d = rng.normal(2.0, 1.0, size=(20_000, n))
+        t = d.mean(axis=1) / d.std(axis=1, ddof=1) * n**0.5
+        rate = (np.abs(t) > rules.t.ppf(0.975, n - 1)).mean()
+        assert rate == pytest.approx(rules._power(n, 2.0, 0.05), abs=0.014)
+        assert (rate > 0.8) == (n == seeds_needed(2.0, 0.8))
+
+
+# Measures.
+
+
+def layered() -> pl.DataFrame:
+    """Two networks, four layers named against their order, two attacks with levels of their own, one corruption."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for seed, clean in enumerate((0.8, 0.5)):
+            me = who("Standard", seed)
+            yield {**me, **CLEAN, "metric": "accuracy", "value": clean}
+            yield {**me, **CLEAN, "metric": "check.inputs", "value": 0.0}
+            for depth, layer in enumerate("dcba"):
+                at = {**me, **CLEAN, "layer": layer, "depth": depth, "metric": "s"}
+                yield {**at, "value": 10.0**depth}
+                yield {**at, "value": 1e6, "unit": 3}
+            for name, levels in (("A(steps=2)", (0.1, 0.2, 0.4)), ("B", (1.0,))):
+                for level in levels:
+                    at = {**me, "family": "attack", "perturbation": name, "level": level, "metric": "accuracy"}
+                    yield {**at, "value": clean * (1 - level)}
+            yield {**me, "family": "noise", "perturbation": "N", "level": 1.0, "metric": "accuracy", "value": 0.3}
+
+    return frame(rows())
+
+
+def values(table: pl.DataFrame, measure: Measure) -> list[float | None]:
+    return measured(table, measure)["value"].to_list()
+
+
+def near(found: Sequence[float | None], expected: Sequence[float]) -> bool:
+    return None not in found and bool(np.allclose(np.array(found, dtype=float), expected, rtol=1e-12))
+
+
+def reads_layers_in_order() -> bool:
+    shares = {
+        (0.0, 0.5): 5.5,
+        (0.5, 1.0): 550.0,
+        (0.0, 1.0): 277.75,
+        (0.25, 0.5): 10.0,
+        (0.0, 0.3): 5.5,
+        (0.75, 1.0): 1e3,
+    }
+    return all(near(values(layered(), Measure("s", layers=part)), [mean] * 2) for part, mean in shares.items())
+
+
+def test_layers_are_those_in_the_share_of_depth(monkeypatch: Patch) -> None:
+    assert reads_layers_in_order()
+    by_name = layered().with_columns(depth=pl.col("layer").rank("dense").cast(pl.Int64))
+    assert not near(values(by_name, Measure("s", layers=(0.0, 0.5))), [5.5] * 2)
+    monkeypatch.setattr(measures, "_layers", lambda table, start, stop: ["d", "c"])
+    assert not reads_layers_in_order()
+
+
+def test_a_layer_at_the_end_of_a_share_belongs_to_the_next_one() -> None:
+    halves = [measures._layers(layered(), *part) for part in ((0.0, 0.5), (0.5, 1.0))]
+    assert halves == [["d", "c"], ["b", "a"]]
+
+
+def test_means_are_over_levels_then_over_perturbations() -> None:
+    a, b = 0.8 * (1 - 0.7 / 3), 0.0
+    table = layered()
+    assert near(values(table, Measure("accuracy", "attack"))[:1], [(a + b) / 2])
+    assert near(values(table, Measure("accuracy", "attack", "A(*"))[:1], [a])
+    assert near(values(table, Measure("accuracy", "attack", "A(steps=2)", 0.2)), [0.64, 0.4])
+    assert near(values(table, Measure("accuracy", ("attack", "noise")))[:1], [(a + b + 0.3) / 3])
+    assert not near([(0.72 + 0.64 + 0.48 + 0) / 4], [(a + b) / 2])  # the mean over all rows alike
+
+
+def test_relative_is_divided_by_the_networks_own_clean_accuracy() -> None:
+    assert near(values(layered(), Measure("accuracy", "attack", "A*", 0.4, relative=True)), [0.6, 0.6])
+    broken = layered().with_columns(
+        value=pl.when((pl.col("family") == "clean") & (pl.col("seed") == 1)).then(0.0).otherwise("value")
+    )
+    assert values(broken, Measure("accuracy", "attack", "A*", 0.4, relative=True))[1] is None
+
+
+@pytest.mark.parametrize("gone", ["missing", "undefined"])
+def test_a_network_that_lacks_rows_gets_null(gone: str) -> None:
+    one = (pl.col("seed") == 1) & (pl.col("level") == 0.2)
+    table = layered()
+    lacking = table.filter(~one) if gone == "missing" else table.with_columns(value=pl.when(~one).then("value"))
+    assert values(lacking, Measure("accuracy", "attack"))[1] is None
+    assert values(lacking, Measure("accuracy", "attack"))[0] is not None
+    assert None not in values(lacking, Measure("accuracy", "attack", "B"))
+    assert lacking.filter((pl.col("seed") == 1) & (pl.col("perturbation") == "A(steps=2)"))["value"].mean() is not None
+
+
+def test_single_units_checks_and_other_metrics_are_left_out() -> None:
+    for measure in (Measure("check.inputs"), Measure("s"), Measure("s", "attack"), Measure("accuracy", level=0.5)):
+        with pytest.raises(NoRows, match="no rows for"):
+            measured(layered(), measure)
+
+
+def curve(accuracy: Mapping[float, Sequence[float]], clean: Sequence[float] = (0.8, 0.6)) -> pl.DataFrame:
+    """The reference with this accuracy at each level of attack P, and another recipe that falls faster."""
+    both = {"Standard": 1.0, "Other": 0.1}
+    return frame(
+        {
+            **who(recipe, seed),
+            "family": "attack" if level else "clean",
+            "perturbation": "P" if level else "clean",
+            "level": level,
+            "metric": "accuracy",
+            "value": each[seed] * (factor if level else 1.0),
+        }
+        for recipe, factor in both.items()
+        for level, each in {0.0: clean, **accuracy}.items()
+        for seed in range(2)
+    )
+
+
+def picks_the_half() -> bool:
+    """Clean 0.7 on average, so half is 0.35: 0.4 at level 2 is nearest. Single seeds would say 1 or 3."""
+    table = curve({1.0: (0.7, 0.31), 2.0: (0.6, 0.2), 3.0: (0.39, 0.1)})
+    level, kept = half_levels(table, Measure("accuracy", "attack", level=AtHalf()))["P"]
+    read = measured(table, Measure("accuracy", "attack", "P", AtHalf()))
+    other = read.filter(pl.col("recipe") == "Other")["value"].to_list()
+    return level == 2.0 and abs(kept - 0.4 / 0.7) < 1e-12 and near(other, [0.06, 0.02])
+
+
+def test_half_is_where_the_reference_keeps_half_of_its_own_accuracy(monkeypatch: Patch) -> None:
+    assert picks_the_half()
+    monkeypatch.setattr(measures, "half_levels", lambda table, measure: {"P": (3.0, 0.5)})
+    assert not picks_the_half()
+
+
+def test_half_needs_the_reference_and_takes_the_lower_of_two() -> None:
+    table = curve({1.0: (0.75, 0.75), 2.0: (0.25, 0.25)}, clean=(1.0, 1.0))  # 0.25 off at both
+    assert half_levels(table, Measure("accuracy", "attack", level=AtHalf()))["P"][0] == 1.0
+    assert half_levels(table, Measure("accuracy", "attack", level=AtHalf("Other")))["P"][0] == 1.0
+    with pytest.raises(NoRows, match="accuracy of Nobody"):
+        half_levels(table, Measure("accuracy", "attack", level=AtHalf("Nobody")))
+    bare = table.filter((pl.col("family") == "clean") | (pl.col("recipe") == "Other"))
+    with pytest.raises(NoRows, match="accuracy of Standard under P"):
+        half_levels(bare, Measure("accuracy", "attack", level=AtHalf()))
+
+
+def test_half_of_robust_accuracy_is_read_off_its_own_curve() -> None:
+    table = curve({1.0: (0.7, 0.7), 2.0: (0.1, 0.1)}).with_columns(
+        metric=pl.when(pl.col("family") == "attack").then(pl.lit("robust_accuracy")).otherwise("metric")
+    )
+    assert half_levels(table, Measure("robust_accuracy", "attack", level=AtHalf()))["P"][0] == 2.0
+
+
+def test_measures_say_what_they_are() -> None:
+    measure = Measure("pca_fraction_95", "attack", "PGD*", AtHalf(), (0.0, 0.5), relative=True)
+    assert str(measure) == (
+        "pca fraction 95 in the first half of the layers under PGD* at the level where Standard keeps about half its "
+        "accuracy, divided by clean accuracy"
+    )
+    assert str(Measure("accuracy", "matched")) == "accuracy under matched perturbations"
+    assert str(Measure("accuracy", ("noise", "corruption"))) == "accuracy under noise and under corruption"
+    assert (
+        str(Measure("s", layers=(0.25, 0.75), level=0.0))
+        == "s in the layers from 25 % to 75 % of depth on clean images at 0"
+    )
+
+
+# Verdicts. Noise of the seeds, shared by all recipes, is what pairing takes away.
+
+SWEEP = [f"R(alpha={a})" for a in range(-2, 4)]
+SHARED = [0.3, -0.2, 0.1, 0.0, -0.3, 0.2, 0.25, -0.1]
+
+
+def ladder(steps: Sequence[float], seeds: int = 8, jitter: float = 0.003, metric: str = "accuracy") -> pl.DataFrame:
+    rng = np.random.default_rng(3)
+    noise = jitter * rng.normal(size=(len(steps), 8))
+    return simple(
+        {
+            recipe: [1 + step + SHARED[s] + float(noise[i, s]) for s in range(seeds)]
+            for i, (recipe, step) in enumerate(zip(SWEEP, steps, strict=False))
+        },
+        metric,
+    )
+
+
+def tied(slope: float, seeds: int = 8, noise: float = 0.3) -> pl.DataFrame:
+    """Selectivity goes with alpha; accuracy is slope times it, and noise."""
+    x = ladder(range(6), seeds, 0.1, "class_selectivity")
+    rng = np.random.default_rng(1)
+    y = x.with_columns(metric=pl.lit("accuracy"), value=slope * pl.col("value") + noise * rng.normal(size=len(x)))
+    return pl.concat([x, y])
+
+
+def types(better: int, of: int = 10, seeds: int = 8) -> pl.DataFrame:
+    rng = np.random.default_rng(2)
+    return frame(
+        {
+            **who(recipe, seed),
+            "family": "corruption",
+            "perturbation": f"t{k}",
+            "level": 1.0,
+            "metric": "accuracy",
+            "value": 0.5 + SHARED[seed] + (0.1 if k < better else -0.1) * (recipe == "A") + 0.005 * float(rng.normal()),
+        }
+        for recipe in ("A", "B")
+        for seed in range(seeds)
+        for k in range(of)
+    )
+
+
+A, B = (Selection(ACCURACY, SWEEP[i]) for i in (1, 0))
+UP = Correlation(SELECTIVITY, ACCURACY, 1)
+HELD = Correlation(SELECTIVITY, Measure("accuracy"), 1, held=Measure("z"))
+CORRUPTED = Measure("accuracy", "corruption")
+CASES: list[
+    tuple[
+        Callable[[int], Rule],
+        Callable[[int], pl.DataFrame],
+        Callable[[int], pl.DataFrame],
+        Callable[[int], pl.DataFrame],
+    ]
+] = [
+    (
+        lambda sign: Correlation(SELECTIVITY, ACCURACY, sign),
+        lambda seeds: tied(1.0, seeds),
+        lambda seeds: tied(-1.0, seeds),
+        lambda seeds: tied(0.0, seeds),
+    ),
+    (
+        lambda sign: Difference(A, B, sign),
+        lambda seeds: ladder([0, 0.1], seeds),
+        lambda seeds: ladder([0, -0.1], seeds),
+        lambda seeds: ladder([0, 0], seeds),
+    ),
+    (
+        lambda sign: Increasing(ACCURACY, tuple(SWEEP[:4]), sign),
+        lambda seeds: ladder([0, 0.1, 0.2, 0.3], seeds),
+        lambda seeds: ladder([0, -0.1, -0.2, -0.3], seeds),
+        lambda seeds: ladder([0, 0, 0, 0], seeds),
+    ),
+    (
+        lambda sign: Best(ACCURACY, "R(alpha=-*)", SWEEP[2], sign),
+        lambda seeds: ladder([0.1, 0.2, 0], seeds),
+        lambda seeds: ladder([-0.1, -0.2, 0], seeds),
+        lambda seeds: ladder([0, 0, 0], seeds),
+    ),
+    (
+        lambda sign: Types(CORRUPTED, "A", "B", sign),
+        lambda seeds: types(9, seeds=seeds),
+        lambda seeds: types(1, seeds=seeds),
+        lambda seeds: types(5, seeds=seeds),
+    ),
+]
+NAMES = ["correlation", "difference", "increasing", "best", "types"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_verdicts_are_known_and_flip_with_the_sign(case: Any) -> None:
+    make, for_it, against_it, neither = case
+    assert [verdict(make(1), make_table(8)) for make_table in (for_it, against_it, neither)] == [
+        *(SUPPORTED, CONTRADICTED, NOT_DECIDED)
+    ]
+    assert [verdict(make(-1), make_table(8)) for make_table in (for_it, against_it, neither)] == [
+        *(CONTRADICTED, SUPPORTED, NOT_DECIDED)
+    ]
+
+
+def undecided_on_too_few(make: Callable[[int], Rule], for_it: Callable[[int], pl.DataFrame]) -> bool:
+    row = judge([claim(make(1))], for_it(3)).row(0, named=True)
+    return row["verdict"] == NOT_DECIDED and "needs" in (row["note"] or "") and row["seeds"] == 3
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_nothing_is_decided_on_less_than_the_power_asks_for(case: Any, monkeypatch: Patch) -> None:
+    assert undecided_on_too_few(case[0], case[1])
+    monkeypatch.setattr(rules, "networks_needed", lambda *_, **__: 0)
+    monkeypatch.setattr(rules, "seeds_needed", lambda *_: 0)
+    monkeypatch.setattr(rules, "LEAST_SEEDS", 0)
+    assert verdict(case[0](1), case[1](3)) == SUPPORTED  # the data would have said so
+    assert not undecided_on_too_few(case[0], case[1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_missing_rows_leave_it_undecided(case: Any) -> None:
+    row = judge([claim(case[0](1))], case[1](8).with_columns(metric=pl.lit("other"))).row(0, named=True)
+    assert row["verdict"] == NOT_DECIDED
+    assert row["note"].startswith("no rows for ")
+    assert row["value"] is None
+
+
+def test_missing_recipes_leave_it_undecided() -> None:
+    table = ladder([0, 0.1, 0.2])
+    wanting: list[Rule] = [
+        Correlation(SELECTIVITY, ACCURACY, 1, among="Nobody"),
+        Difference(A, Selection(ACCURACY, "Nobody*")),
+        Increasing(ACCURACY, (SWEEP[0], "Nobody")),
+        Best(ACCURACY, "*", "Nobody"),
+        Best(ACCURACY, SWEEP[0], SWEEP[0]),
+        Types(ACCURACY, "Nobody", SWEEP[0]),
+    ]
+    for test in wanting:
+        row = judge([claim(test)], table).row(0, named=True)
+        assert (row["verdict"], row["note"][:12]) == (NOT_DECIDED, "no rows for ")
+
+
+def test_the_note_says_what_is_needed_and_what_there_is() -> None:
+    assert judge([claim(UP)], tied(1.0, seeds=2))["note"][0] == "needs 23 networks and 5 seeds, has 12 and 2"
+    assert judge([claim(UP)], tied(1.0, seeds=3))["needed"][0] == "23 networks and 5 seeds"
+    four = judge([claim(Difference(A, B))], ladder([0, 0.1], 4)).row(0, named=True)
+    assert (four["note"], four["needed"], four["networks"]) == ("needs 5 seeds, has 4", "5 seeds", 8)
+    assert four["low"] > 0  # shown, not judged
+
+
+def test_the_note_names_the_level_at_half() -> None:
+    table = curve({1.0: (0.7, 0.7), 2.0: (0.42, 0.28)})
+    attacked = Measure("accuracy", "attack", level=AtHalf())
+    test = Difference(Selection(attacked, "Standard"), Selection(attacked, "Other"))
+    note = judge([claim(test)], table)["note"][0]
+    assert note == "needs 5 seeds, has 2; nearest to half of Standard’s clean accuracy: P at 2 (50 %)"
+
+
+def test_left_out_networks_count_for_nothing() -> None:
+    """Five seeds are enough; without one value of one there are four."""
+    table = ladder([0, 0.1], 5)
+    assert verdict(Difference(A, B), table) == SUPPORTED
+    gone = table.with_columns(value=pl.when((pl.col("seed") != 2) | (pl.col("recipe") != SWEEP[0])).then("value"))
+    row = judge([claim(Difference(A, B))], gone).row(0, named=True)
+    assert (row["verdict"], row["seeds"], row["networks"]) == (NOT_DECIDED, 4, 8)
+    assert row["note"] == (
+        "needs 5 seeds, has 4; left out, for lack of some values of accuracy on clean images: R(alpha=-2), seed 2"
+    )
+
+
+def test_pairing_within_seeds_decides_what_means_would_not() -> None:
+    """Steps of 0.1 under seed noise of 0.2 that recipes share; exchanging one recipe's seeds breaks the pairs."""
+    table = ladder([0, 0.1])
+    assert verdict(Difference(A, B), table) == SUPPORTED
+    first = pl.col("recipe") == SWEEP[0]
+    shifted = table.with_columns(seed=pl.when(first).then((pl.col("seed") + 3) % 8).otherwise("seed"))
+    assert verdict(Difference(A, B), shifted) == NOT_DECIDED
+
+
+def test_a_difference_may_be_of_two_measures_in_the_same_recipes() -> None:
+    table = pl.concat([tied(0.0), tied(0.0).with_columns(metric=pl.lit("d"), value=pl.col("value") + 0.1)])
+    table = table.unique(["job", "metric"], maintain_order=True)
+    more, less = (Selection(Measure(m), "R(*") for m in ("d", "class_selectivity"))
+    row = judge([claim(Difference(more, less))], table).row(0, named=True)
+    assert row["value"] == pytest.approx(0.1, abs=1e-12)
+    assert (row["verdict"], row["networks"], row["seeds"]) == (SUPPORTED, 48, 8)
+    assert verdict(Difference(more, less, threshold=0.2), table) == CONTRADICTED
+    assert verdict(Difference(more, less, sign=-1, threshold=0.2), table) == SUPPORTED
+
+
+def test_student_interval_is_simultaneous_for_several_comparisons() -> None:
+    d = np.array([0.1, 0.2, 0.3, 0.25])
+    value, low, high = student(d, 0.05 / 3)
+    half = rules.t.ppf(1 - 0.05 / 6, 3) * d.std(ddof=1) / 2
+    assert (value, low, high) == pytest.approx((0.2125, 0.2125 - half, 0.2125 + half), abs=1e-12)
+    row = judge([claim(Increasing(ACCURACY, tuple(SWEEP[:4])))], ladder([0, 0.3, 0.5, 0.6])).row(0, named=True)
+    assert row["effect"] == "least favourable step, R(alpha=0) to R(alpha=1)"
+    last = ladder([0, 0.3, 0.5, 0.6]).pivot(on="recipe", index="seed", values="value")
+    expected = student((last[SWEEP[3]] - last[SWEEP[2]]).to_numpy(), 0.05 / 3)
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_wrong_step_contradicts_and_a_flat_one_leaves_it_open() -> None:
+    test = Increasing(ACCURACY, tuple(SWEEP[:4]))
+    made = judge([claim(test)], ladder([0, 0.3, 0.2, 0.4])).row(0, named=True)
+    assert (made["verdict"], made["effect"]) == (CONTRADICTED, "least favourable step, R(alpha=-1) to R(alpha=0)")
+    assert made["high"] < 0
+    assert verdict(test, ladder([0, 0.3, 0.3, 0.4])) == NOT_DECIDED
+
+
+def test_best_is_one_of_the_candidates_and_never_the_reference() -> None:
+    made = judge([claim(Best(ACCURACY, "R(*", SWEEP[2]))], ladder([-0.1, 0.2, 0, -0.1])).row(0, named=True)
+    assert (made["verdict"], made["effect"]) == (SUPPORTED, "R(alpha=-1) less R(alpha=0), best of 3")
+    assert verdict(Best(ACCURACY, "R(*", SWEEP[2]), ladder([-0.1, -0.2, 0, -0.1])) == CONTRADICTED
+
+
+def test_types_are_counted_against_the_share() -> None:
+    made = judge([claim(Types(CORRUPTED, "A", "B"))], types(9)).row(0, named=True)
+    assert (made["value"], made["effect"]) == (0.9, "share of types: 9 of 10")
+    assert verdict(Types(CORRUPTED, "A", "B", at_least=0.95), types(9)) == CONTRADICTED
+    assert verdict(Types(CORRUPTED, "A", "B", at_least=0.9), types(9)) == NOT_DECIDED
+    assert judge([claim(Types(CORRUPTED, "A", "B", -1))], types(9))["value"][0] == pytest.approx(0.1)
+
+
+def test_what_is_held_fixed_is_taken_away() -> None:
+    """Both rise with z and with nothing else: the plain claim is supported, with z held fixed it is open."""
+    rng = np.random.default_rng(5)
+    z = ladder(range(6), 8, 0.0, "z")
+    x, y = (
+        z.with_columns(metric=pl.lit(name), value=pl.col("value") + 0.5 * rng.normal(size=len(z)))
+        for name in ("class_selectivity", "accuracy")
+    )
+    table = pl.concat([x, y, z])
+    assert verdict(UP, table) == SUPPORTED
+    made = judge([claim(HELD)], table).row(0, named=True)
+    assert (made["verdict"], made["effect"], made["needed"]) == (NOT_DECIDED, "partial ρ", "24 networks and 5 seeds")
+
+
+def test_a_correlation_is_over_the_recipes_it_names() -> None:
+    table = tied(1.0)
+    strange = simple({"Strange": [50.0] * 8}, "class_selectivity"), simple({"Strange": [-50.0] * 8})
+    both = pl.concat([table, *strange])
+    assert judge([claim(UP)], both)["networks"][0] == 56
+    among = Correlation(SELECTIVITY, ACCURACY, 1, among="R(*")
+    assert judge([claim(among)], both)["networks"][0] == 48
+    assert judge([claim(among)], both)["value"][0] == judge([claim(UP)], table)["value"][0]
+
+
+def test_constant_measures_and_ragged_recipes_decide_nothing() -> None:
+    flat = tied(1.0).with_columns(value=pl.when(pl.col("metric") == "accuracy").then(0.5).otherwise("value"))
+    assert "the same in all networks" in judge([claim(UP)], flat)["note"][0]
+    ragged = tied(1.0).filter(pl.col("seed") < 8 - pl.col("recipe").rank("dense").cast(pl.Int64))
+    assert judge([claim(UP)], ragged)["note"][0].startswith("no p: ")
+
+
+# No effect: the rate of "supported" is not above half of 5 %. A limit is the 99.9 % quantile of the number of hits that
+# 2.5 % would give.
+
+
+def limit(runs: int) -> int:
+    return int(binom.ppf(0.999, runs, 0.025))
+
+
+def false_correlations(runs: int = 100) -> int:
+    """Nine recipes differ in accuracy, at random; selectivity has nothing to do with it."""
+    rng = np.random.default_rng(0)
+    recipes = [f"R{i}" for i in range(9)]
+    hits = 0
+    for _ in range(runs):
+        x = {r: list(i + 0.1 * rng.normal(size=5)) for i, r in enumerate(recipes)}
+        y = {r: list(3 * rng.normal() + rng.normal(size=5)) for r in recipes}
+        hits += UP(pl.concat([simple(x, "class_selectivity"), simple(y)])).verdict == SUPPORTED
+    return hits
+
+
+def test_unrelated_measures_are_rarely_supported(monkeypatch: Patch) -> None:
+    """Without the exchange of recipes, the networks of a recipe would count as independent evidence."""
+    monkeypatch.setattr(rules, "RESAMPLES", 200)
+    assert false_correlations() <= limit(100)
+    monkeypatch.setattr(rules, "_undecidable", lambda *_: "")
+    assert false_correlations() > limit(100)
+
+
+def test_no_difference_is_rarely_supported() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(2000, 5))
+    hits = sum(rules._side(*student(d)[1:], 1) == SUPPORTED for d in samples)
+    assert hits <= limit(2000)
+    normal = samples.mean(axis=1) > norm.ppf(0.975) * samples.std(axis=1, ddof=1) / 5**0.5
+    assert normal.sum() > limit(2000)
+
+
+def false_bests(runs: int = 150) -> int:
+    rng = np.random.default_rng(0)
+    test = Best(ACCURACY, "R*", "Standard")
+    names = ["Standard", *(f"R{i}" for i in range(8))]
+    return sum(test(simple({n: list(rng.normal(size=8)) for n in names})).verdict == SUPPORTED for _ in range(runs))
+
+
+def test_the_best_of_many_alike_is_rarely_supported(monkeypatch: Patch) -> None:
+    assert false_bests() <= limit(150)
+    monkeypatch.setattr(rules, "student", lambda d, alpha=0.05: student(d))  # without Bonferroni
+    assert false_bests() > limit(150)
+
+
+def bootstrap(differences: np.ndarray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Seeds drawn with replacement."""
+    drawn = differences[rng.integers(0, len(differences), (500, len(differences)))].mean(axis=1)
+    low, high = np.quantile((drawn > 0).mean(axis=1), [0.025, 0.975])
+    return float((differences.mean(axis=0) > 0).mean()), float(low), float(high)
+
+
+def false_types(interval: Callable[..., Any], together: float, runs: int = 1000) -> int:
+    """Fifteen types; the noise of a seed is partly the same in all of them."""
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(runs, 5, 15)) + together * rng.normal(size=(runs, 5, 1))
+    return sum(interval(d, rng)[1] > 0.5 for d in samples)
+
+
+@pytest.mark.parametrize("together", [0.0, 1.0, 10.0])
+def test_types_without_effect_are_rarely_supported(together: float, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(rules, "RESAMPLES", 500)
+    assert false_types(share, together) <= limit(1000)
+
+
+def test_drawing_five_seeds_with_replacement_would_support_too_often() -> None:
+    assert false_types(bootstrap, 10.0) > limit(1000)
+
+
+def test_share_of_one_type_is_students_interval() -> None:
+    """With one type the share is above 0.5 in 97.5 % of the draws just where the t interval starts at 0."""
+    d = np.array([0.3, -0.1, 0.2, 0.4, 0.1])
+    edge = student(d)[1]
+    assert edge is not None
+    rng = np.random.default_rng(0)
+    clear, unclear = (np.repeat((d - edge + shift)[:, None], 1, axis=1) for shift in (0.02, -0.02))
+    assert share(clear, rng)[1] == 1.0
+    assert share(unclear, rng)[1] == 0.0
+
+
+# Claims.
+
+
+def given(word: str) -> Rule:
+    class Given:
+        def __call__(self, table: pl.DataFrame) -> Outcome:
+            return Outcome(word, "given", 1.0)
+
+        def __str__(self) -> str:
+            return "It is given."
+
+    return Given()
+
+
+def joins_by_and(join: Callable[[Sequence[str]], str]) -> bool:
+    table = {
+        (SUPPORTED, SUPPORTED): SUPPORTED,
+        (SUPPORTED, NOT_DECIDED): NOT_DECIDED,
+        (SUPPORTED, CONTRADICTED): CONTRADICTED,
+        (NOT_DECIDED, NOT_DECIDED): NOT_DECIDED,
+        (NOT_DECIDED, CONTRADICTED): CONTRADICTED,
+        (CONTRADICTED, CONTRADICTED): CONTRADICTED,
+    }
+    return all(join(pair) == join(pair[::-1]) == expected for pair, expected in table.items())
+
+
+def test_a_claim_holds_if_all_its_parts_do() -> None:
+    assert joins_by_and(joint)
+    assert not joins_by_and(lambda v: SUPPORTED if SUPPORTED in v else joint(v))
+    assert not joins_by_and(lambda v: v[0])
+    table = ladder([0, 0.1])
+    for pair in ((SUPPORTED, CONTRADICTED), (SUPPORTED, NOT_DECIDED), (SUPPORTED, SUPPORTED)):
+        made = judge([claim(*map(given, pair))], table)
+        assert made["verdict"].to_list() == [joint(pair), *pair]
+        assert made["part"].to_list() == [None, "part 0", "part 1"]
+        assert made["test"].to_list() == [None, "It is given.", "It is given."]
+        assert made["statement"].unique().to_list() == ["It is so."]
+
+
+def test_verdicts_have_a_fixed_schema() -> None:
+    assert dict(judge([], ladder([0, 0.1])).schema) == CLAIM_SCHEMA
+    made = judge([claim(Difference(A, B), differs="Smaller.", assumptions="None.")], ladder([0, 0.1]))
+    assert dict(made.schema) == CLAIM_SCHEMA
+    row = made.row(0, named=True)
+    assert (row["part"], row["differs"], row["assumptions"], row["source"]) == (None, "Smaller.", "None.", "A paper")
+    assert row["test"] == "Accuracy on clean images, R(alpha=-1) less R(alpha=-2), is above 0."
+
+
+def test_judging_twice_gives_the_same() -> None:
+    claims = [claim(UP, Types(ACCURACY, SWEEP[0], SWEEP[1]))]
+    shuffled = tied(1.0).sample(fraction=1.0, shuffle=True, seed=1)
+    assert judge(claims, tied(1.0)).equals(judge(claims, tied(1.0)))
+    assert judge(claims, tied(1.0)).equals(judge(claims, shuffled))
+
+
+def test_models_and_data_sets_are_not_mixed() -> None:
+    one = ladder([0, 0.1])
+    for column, words in (("model", "models"), ("dataset", "data sets")):
+        other = ladder([0, -0.1]).with_columns(pl.lit("other").alias(column), job="o" + pl.col("job"))
+        both = pl.concat([one, other])
+        made = judge([claim(Difference(A, B))], both)
+        assert (made["verdict"][0], made["note"][0]) == (NOT_DECIDED, f"mixes 2 {words}: name one in the claim")
+        assert judge([claim(Difference(A, B), **{column: "other"})], both)["verdict"][0] == CONTRADICTED
+        assert judge([claim(Difference(A, B), **{column: one[column][0]})], both)["verdict"][0] == SUPPORTED
+        nothing = judge([claim(Difference(A, B), **{column: "x"})], both)
+        assert nothing["note"][0] == "no rows for its data set and model, with recipe and seed"
+
+
+def test_two_networks_of_one_recipe_and_seed_are_not_guessed_at() -> None:
+    table = ladder([0, 0.1])
+    again = table.filter((pl.col("recipe") == SWEEP[0]) & (pl.col("seed") == 3)).with_columns(job=pl.lit("again"))
+    made = judge([claim(Difference(A, B))], pl.concat([table, again]))
+    assert made["note"][0] == "the table has several networks of R(alpha=-2), seed 3: leave one"
+
+
+def test_networks_without_seed_or_recipe_are_left_out() -> None:
+    table = ladder([0, 0.1], 4)
+    stray = frame([{**who(SWEEP[0], None), **CLEAN, "metric": "accuracy", "value": 0.5}])
+    assert judge([claim(Difference(A, B))], pl.concat([table, stray]))["seeds"][0] == 4
+
+
+def test_bad_settings_are_refused() -> None:
+    wrong: list[tuple[Callable[[], object], str]] = [
+        (lambda: Measure("accuracy", layers=(0.5, 0.5)), "no share of depth"),
+        (lambda: Correlation(ACCURACY, ACCURACY, 0), "sign=0"),
+        (lambda: Correlation(ACCURACY, ACCURACY, 1, rho=1.0), "rho=1"),
+        (lambda: Correlation(ACCURACY, ACCURACY, 1, power=1.0), "power=1"),
+        (lambda: Difference(A, B, effect=0.0), "effect=0"),
+        (lambda: Increasing(ACCURACY, ("one",)), "at least two"),
+        (lambda: Types(ACCURACY, "A", at_least=1.0), "at_least=1"),
+        (lambda: Claim("c", "s", "s", ()), "at least one test"),
+        (lambda: Claim("c", "s", "s", (("a", UP), ("a", UP))), "label of its own"),
+        (lambda: judge([claim(UP), claim(UP)], tied(1.0)), "2 claims are named 'c'"),
+    ]
+    for make, message in wrong:
+        with pytest.raises(GeophoneError, match=message):
+            make()
+
+
+# Files.
+
+
+def test_verdicts_are_written_and_read(tmp_path: Path) -> None:
+    made = judge([claim(UP, Difference(A, B))], tied(1.0))
+    assert read_claims(tmp_path) is None
+    assert write_claims(made, tmp_path / "out") == tmp_path / "out" / "claims.parquet"
+    back = read_claims(tmp_path / "out")
+    assert back is not None
+    assert back.equals(made)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["claims.parquet"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Patch) -> None:
+    made = judge([claim(UP)], tied(1.0))
+    write_claims(made, tmp_path)
+
+    def fails(self: pl.DataFrame, path: Path) -> None:
+        Path(path).write_bytes(b"PAR1 half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", fails)
+    with pytest.raises(OSError, match="disk full"):
+        write_claims(made.head(0), tmp_path)
+    monkeypatch.undo()
+    back = read_claims(tmp_path)
+    assert back is not None
+    assert back.equals(made)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100])
+def test_a_corrupt_file_is_one_clear_error(tmp_path: Path, cut: int) -> None:
+    path = write_claims(judge([claim(UP)], tied(1.0)), tmp_path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(GeophoneError, match=r"claims\.parquet is corrupt"):
+        read_claims(tmp_path)
+
+
+def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
+    pl.DataFrame({"claim": ["c"]}).write_parquet(tmp_path / "claims.parquet")
+    with pytest.raises(GeophoneError, match="other columns"):
+        read_claims(tmp_path)

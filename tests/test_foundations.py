@@ -2,17 +2,23 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+import warnings
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from geophone import table
+from geophone.data.split import divided
 from geophone.errors import GeophoneError
 from geophone.files import replacing, write_text
 from geophone.registry import METRICS, PERTURBATIONS, RECIPES, load_plugin, parse_call
 from geophone.rng import Draws, draws, key, stream
-from geophone.types import describe, family_name, level_of
+from geophone.types import describe, deterministic, family_name, level_of
 
 # --- randomness ---
 
@@ -110,6 +116,87 @@ def test_plugins_are_marked_and_may_not_take_a_name(tmp_path):
         load_plugin(broken)
     with pytest.raises(GeophoneError, match="no plug-in file at"):
         load_plugin(tmp_path / "absent.py")
+
+
+# --- global switches ---
+
+PRECISIONS = """
+import contextlib, os, torch, warnings
+from geophone.types import deterministic, full_precision
+backends = torch.backends
+{switch}
+
+def state():
+    new = [kind.fp32_precision for kind in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+    old = []
+    for read in (lambda: backends.cuda.matmul.allow_tf32, lambda: backends.cudnn.allow_tf32):
+        with contextlib.suppress(RuntimeError):
+            old.append(read())
+    return new, old, os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.are_deterministic_algorithms_enabled()
+
+before = state()
+with full_precision(), deterministic():
+    inside = state()
+assert inside[0] == ["ieee"] * 3 and not any(inside[1]) and inside[2:] == (":4096:8", True), inside
+assert len(inside[1]) >= len(before[1])
+assert state() == before, (before, state())
+"""
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "",
+        "backends.cuda.matmul.fp32_precision = 'tf32'",
+        "backends.cudnn.conv.fp32_precision = 'ieee'",
+        "backends.fp32_precision = 'tf32'",
+        "backends.fp32_precision = 'ieee'",
+        "torch.set_float32_matmul_precision('high')",
+        "backends.cudnn.allow_tf32 = False",
+    ],
+)
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has no such switch")
+def test_full_precision_whichever_switches_were_used_before(switch):
+    """In a process of its own: a mixture of the old switches and the new can't be undone."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    code = PRECISIONS.replace("{switch}", switch)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_kernel_that_is_not_deterministic_is_no_matter_of_the_users():
+    """Torch's warning is about a mode that the user did not ask for; others come through."""
+    with deterministic():
+        warnings.warn("cumsum_cuda_kernel does not have a deterministic implementation, but you set", stacklevel=1)
+        with pytest.warns(UserWarning, match="something else"):
+            warnings.warn("something else", stacklevel=1)
+
+
+# --- whole levels ---
+
+
+def test_levels_are_divided_correctly_on_other_devices():
+    """Where numbers are multiplied by a rounded reciprocal, as on a GPU, a tensor of one number is not.
+
+    Meta tensors stand for that device, and a tensor that says what it is divided by for its kernel.
+    """
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+            if call is torch.ops.aten.div_.Tensor:
+                by.append(args[1])
+            return call(*args, **(kwargs or {}))
+
+    by = []
+    with Seen():
+        divided(torch.empty(3, device="meta"), 255)
+    assert by[0].device.type == "meta"
+    assert by[0].shape == ()
+    level = torch.arange(256, dtype=torch.float32)
+    assert torch.equal(
+        divided(level.clone(), 255), torch.from_numpy(np.arange(256, dtype=np.float32) / np.float32(255))
+    )
+    assert not torch.equal(level * torch.tensor(1 / 255), level / 255)  # the mutant: the reciprocal
 
 
 # --- files ---

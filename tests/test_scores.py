@@ -383,6 +383,36 @@ def test_other_rows_change_nothing() -> None:
     assert scores(frame(rows[:1])).is_empty()
 
 
+def drawn(table: pl.DataFrame, pictures: str) -> pl.DataFrame:
+    """The same rows with frost from these pictures."""
+    named = pl.col("perturbation").str.replace(r"^frost\((.*)\)$", f"frost($1, pictures='{pictures}')")
+    return table.with_columns(perturbation=named)
+
+
+def test_frost_from_other_pictures_is_not_compared() -> None:
+    def a_and_b(mine: str, its: str) -> pl.DataFrame:
+        parts = frame(rows_of(everywhere(0.5))), frame(rows_of(everywhere(0.4), job="b", recipe="Other"))
+        table = pl.concat([drawn(parts[0], mine), drawn(parts[1], its)])
+        return scores(table, "b").filter(pl.col("job") == "a")
+
+    found = a_and_b("published", "procedural")
+    said = "frost is from published pictures, the baseline's from procedural ones"
+    for metric, corruption in (("ce", "frost"), ("mce", None), ("relative_ce", "frost"), ("relative_mce", None)):
+        row = pick(found, metric, corruption)
+        assert row["value"] is None
+        assert row["note"].startswith(said)
+    assert pick(found, "ce", "fog")["value"] == pytest.approx(0.5 / 0.6)
+    assert pick(found, "corruption_accuracy")["note"] == "over the 15 standard corruptions"
+
+    for pictures in ("published", "procedural"):
+        alike = a_and_b(pictures, pictures)
+        assert pick(alike, "mce")["value"] == pytest.approx(0.5 / 0.6)
+        procedural = pictures == "procedural"
+        for metric, severity in (("mce", None), ("corruption_accuracy", None), ("corruption_accuracy", 3.0)):
+            note = pick(alike, metric, severity=severity)["note"]
+            assert note.endswith("; frost from procedural pictures") == procedural
+
+
 # Errors.
 
 

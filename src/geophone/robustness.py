@@ -5,9 +5,11 @@ restarts. Nothing is taken on an attack's word: a fresh forward pass judges ever
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,9 @@ from geophone import table
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import share_interval
-from geophone.perturb import L2, MinimumNormAttack, at_level, grid
+from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
 from geophone.perturb.attacks.losses import margin
-from geophone.record import logits_of
+from geophone.record import check_labels, logits_of
 from geophone.rng import draws, key
 from geophone.types import (
     Batch,
@@ -30,7 +32,6 @@ from geophone.types import (
     Perturbation,
     describe,
     deterministic,
-    device_of,
     evaluating,
     family_name,
     full_precision,
@@ -40,9 +41,6 @@ from geophone.types import (
 
 PASSES = 50
 """How many fresh passes judge an example of a stochastic network."""
-
-EPS = tuple(2.0**power / 255 for power in range(-2, 8))
-"""The default radii of a curve in l∞, from 1/1020 to 128/255, each twice the one before."""
 
 _RESAMPLES = 1000
 _ASKED_TWICE = 32  # images on which two passes are compared
@@ -156,7 +154,8 @@ class Curve:
     def half(self) -> tuple[float | None, float | None, float | None]:
         """The radius at which accuracy is half of the clean accuracy, with a 95 % bootstrap interval over examples.
 
-        Between two radii accuracy is taken to fall evenly in log eps (in eps before the first). None beyond the last.
+        Between two radii accuracy is taken to fall evenly in log eps (in eps before the first). None beyond the last; 0
+        where the network is always wrong.
         """
         levels = torch.cat([self.clean[:, None], self.holds], dim=1).double().numpy()
         value = _half(levels.mean(0), self.eps)
@@ -184,7 +183,7 @@ class Curve:
 def survival(
     model: Model,
     data: Any,
-    attacks: str | Sequence[Perturbation],
+    attacks: str | Perturbation | Sequence[Perturbation],
     *,
     restarts: int = 1,
     every: bool = True,
@@ -196,13 +195,16 @@ def survival(
     """Attack every example with every attack and see which survive.
 
     An example is attacked until it is fooled and no further (`attack.fool`), and then judged by a fresh forward pass
-    of the network itself. A stochastic network, one that answers the same images differently in two passes, is attacked
-    at full strength and judged by repeated passes. An ensemble is run as its members.
+    of the network itself. An ensemble is run as its members.
+
+    A stochastic network, one that answers the same images differently in two passes, is attacked at full strength and
+    judged by repeated passes. Attacks without `draws`, which cannot average over its noise (Square, which keeps its
+    luckiest answer, FAB, DeepFool and the standard AutoAttack that runs them), are weak there, and a warning says so.
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is; its modes are as before afterwards.
         data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
-        attacks: Perturbations, or text as `grid` reads it, each at the eps that it names or else its default.
+        attacks: Perturbations or one, or text as `grid` reads it, each at the eps that it names or else its default.
         restarts: How often each attack is tried, from different random starts.
         every: Run every attack on all examples that are right when clean, so that each has an accuracy of its own.
             False leaves out what an attack before it fooled: enough for the union, and much faster.
@@ -212,20 +214,20 @@ def survival(
         progress: Called with (steps done, steps in all).
 
     Raises:
-        GeophoneError: no attacks, or a network and data that do not fit.
+        GeophoneError: no attacks, counts that are not whole numbers from 1, or a network and data that do not fit.
 
     >>> survival(model, "fashion_mnist_mini", "LinfAPGD(eps=8/255), LinfSquare(eps=8/255)").accuracy()
     """
-    if restarts < 1:
-        raise GeophoneError(f"restarts={restarts}: each attack is run at least once.")
-    chosen = _members(grid(attacks, levels=False) if isinstance(attacks, str) else attacks)
+    _check_counts(restarts=restarts, passes=passes, batch_size=batch_size)
+    chosen = _members(_named(attacks))
     if not chosen:
         raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
     parts = []
-    split = as_split(data).to(device_of(model))
+    split = as_split(data).near(model)
     steps = -(-len(split) // batch_size)
-    with _measuring(model):
+    with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
+        _warn_of_noise(judge, chosen)
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "survival", number), split.x.device)
             parts.append(_survive(judge, batch, chosen, restarts, every, seed))
@@ -241,7 +243,7 @@ def eps_curve(
     model: Model,
     data: Any,
     attack: str | Perturbation,
-    eps: Sequence[float] | None = None,
+    eps: float | Sequence[float] | None = None,
     *,
     passes: int | None = None,
     batch_size: int = 256,
@@ -259,29 +261,35 @@ def eps_curve(
         model: Images in [0, 1] → logits.
         data: As for `survival`.
         attack: An attack whose level is a radius, or its name.
-        eps: The radii; default ten from 1/1020 to 128/255 for l∞, and the attack's own levels with half and twice, a
-            quarter and four times them for others.
+        eps: The radii, or one; default ten, each twice the one before, the largest 8 times the largest of the attack's
+            own levels (in l∞ 16 times: 1/1020 to 128/255) or, where eps is a share, 1.
         passes: Passes that judge an example; default 1, or 50 for a stochastic network.
         batch_size: Images per batch.
         seed: Keys the attack's randomness.
         progress: Called with (steps done, steps in all).
 
     Raises:
-        GeophoneError: radii that are not positive, or an attack without a radius.
+        GeophoneError: radii that are not positive, an attack without a radius, or not one attack; counts that are not
+            whole numbers from 1, or a network and data that do not fit.
 
     >>> eps_curve(model, "fashion_mnist_mini", "LinfPGD(steps=20)").half()
     """
-    (one,) = with_radius(attack if isinstance(attack, str) else [attack])
+    _check_counts(passes=passes, batch_size=batch_size)
+    named = with_radius(attack)
+    if len(named) != 1:
+        raise GeophoneError(f"a curve is of one attack, and {attack!r} names {len(named)}: call eps_curve for each.")
+    (one,) = named
     name = family_name(one)
-    radii = tuple(sorted(set(eps if eps is not None else _radii(one))))
+    radii = tuple(sorted(set(_radii(one) if eps is None else [eps] if isinstance(eps, int | float) else eps)))
     if not radii or radii[0] <= 0:
         raise GeophoneError(f"eps = {list(radii)}: a curve needs radii above 0.")
     attacks = [at_level(one, radius) for radius in radii]
-    split = as_split(data).to(device_of(model))
+    split = as_split(data).near(model)
     steps = -(-len(split) // batch_size)
     parts, minima = [], []
-    with _measuring(model):
+    with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
+        _warn_of_noise(judge, [one])
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "eps curve", number), split.x.device)
             clean = judge(batch.x, batch.y)[0]
@@ -324,13 +332,13 @@ def curves(
     return table.frame(found)
 
 
-def with_radius(attacks: str | Sequence[Perturbation]) -> list[Perturbation]:
+def with_radius(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
     """The attacks that curves can be drawn of, each once whatever its radius; none for an empty text.
 
     Raises:
         GeophoneError: one has no radius eps.
     """
-    named = attacks if not isinstance(attacks, str) else grid(attacks, levels=False) if attacks.strip() else []
+    named = _named(attacks)
     for attack in named:
         if attack.level != "eps":
             raise GeophoneError(f"{describe(attack)} has no radius eps: a curve over eps needs an attack that has.")
@@ -339,22 +347,21 @@ def with_radius(attacks: str | Sequence[Perturbation]) -> list[Perturbation]:
 
 @dataclass(frozen=True)
 class _Judge:
-    """A network and how often it must be asked before its answer counts."""
+    """A network, how often it must be asked before its answer counts, and whether it answers at random."""
 
     model: Model
     passes: int
     classes: int
+    stochastic: bool
 
     @classmethod
     def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
         """Ask the network the same twice, to know whether it answers at random."""
-        if passes is not None and passes < 1:
-            raise GeophoneError(f"passes={passes}: an example is judged by at least one pass.")
         some = next(split.rows(torch.arange(min(_ASKED_TWICE, len(split)))).batches(_ASKED_TWICE))
         first, second = logits_of(model, some.x), logits_of(model, some.x)
-        if passes is None:
-            passes = 1 if torch.equal(first, second) else PASSES
-        return cls(model, passes, first.shape[1])
+        check_labels(split.y, first)
+        stochastic = not torch.equal(first, second)
+        return cls(model, passes or (PASSES if stochastic else 1), first.shape[1], stochastic)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Share of passes that are right, and mean margin, `[n]` each."""
@@ -367,10 +374,34 @@ class _Judge:
 
 
 @contextmanager
-def _measuring(model: Model) -> Iterator[None]:
+def _measuring(model: Model, device: torch.device) -> Iterator[None]:
     """Evaluation mode, full precision, no gradients, and global random states that are put back."""
-    with evaluating(model), full_precision(), deterministic(), seeded(0, device_of(model)), torch.no_grad():
+    with evaluating(model), full_precision(), deterministic(), seeded(0, device), torch.no_grad():
         yield
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            raise GeophoneError(f"{name}={count}: give a whole number of at least 1.")
+
+
+def _named(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
+    """The attacks that were given, or named in a text; none for an empty one."""
+    if isinstance(attacks, str):
+        return grid(attacks, levels=False) if attacks.strip() else []
+    return [attacks] if isinstance(attacks, Perturbation) else list(attacks)
+
+
+def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
+    """Say which attacks cannot average over a stochastic network's noise."""
+    weak = {type(one).__name__: None for one in attacks if isinstance(one, Attack) and not hasattr(one, "draws")}
+    if judge.stochastic and weak:
+        warnings.warn(
+            f"The network answers at random, and {', '.join(weak)} can't average over its noise: the robust accuracy "
+            "that it shows is too high. Use attacks with draws=20, such as LinfAPGD, or version='rand' of AutoAttack.",
+            stacklevel=3,
+        )
 
 
 def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, restart: int, seed: int) -> Tensor:
@@ -468,15 +499,19 @@ def _members(attacks: Sequence[Perturbation]) -> list[Perturbation]:
 
 
 def _radii(attack: Perturbation) -> Sequence[float]:
-    norm = getattr(attack, "norm", None)
-    if norm is not None and norm.order == math.inf:
-        return EPS
-    low, high = attack.levels[0] / 4, attack.levels[-1] * 4
-    return [low * (high / low) ** (place / 9) for place in range(10)]
+    """Ten radii, each twice the one before, with the largest of the attack's own levels among them."""
+    box = getattr(getattr(attack, "norm", None), "order", None) == math.inf
+    highest = getattr(attack, "highest", 1.0 if box else math.inf)
+    top = attack.levels[-1] * (16 if box else 8)
+    while top > highest:
+        top /= 2
+    return [top / 2**halvings for halvings in range(9, -1, -1)]
 
 
 def _half(accuracy: np.ndarray, eps: Sequence[float]) -> float | None:
     """Where accuracy, whose first value is clean, falls to half of that."""
+    if accuracy[0] == 0:  # every example is wrong already
+        return 0.0
     half = accuracy[0] / 2
     below = np.flatnonzero(accuracy[1:] <= half)
     if not len(below):

@@ -68,6 +68,7 @@ class _Network:
     source: str | None
     clean: _Span | None
     accuracy: dict[tuple[str, float], _Span]  # by type and severity
+    pictures: str | None  # of frost, where they are named
     images: int | None
     classes: int | None
 
@@ -114,7 +115,8 @@ def scores(table: pl.DataFrame, baseline: str | pl.DataFrame | None = None) -> p
     too narrow. It is about these images; what other seeds would give is not in it.
 
     Scores are per network and `source`: whose constants made the corruptions, such as `preset='cifar10'`, or which
-    published files were read, such as `published='cifar10_c'`. These are not mixed.
+    published files were read, such as `published='cifar10_c'`. These are not mixed. Nor is frost from procedural
+    pictures compared with frost from the published ones: its `ce` is null then, and so is `mce`. Means over it say so.
 
     Args:
         table: The long table.
@@ -152,6 +154,12 @@ def source_of(perturbation: str) -> str | None:
     """Whose constants, or which published files, the table names: `preset='cifar10'`; None where it names none."""
     named = re.search(_SOURCE, perturbation)
     return named[0] if named else None
+
+
+def pictures_of(perturbation: str) -> str | None:
+    """Which pictures the table names for frost: `published` or `procedural`; None where it names none."""
+    named = re.search(r"pictures='([^']*)'", perturbation)
+    return named[1] if named else None
 
 
 def without_source(perturbation: str) -> str:
@@ -192,6 +200,7 @@ def _networks(table: pl.DataFrame) -> list[_Network]:
                     source,
                     _span(clean.row(0, named=True)) if len(clean) else None,
                     accuracy,
+                    next(filter(None, (pictures_of(row["perturbation"]) for row in mine)), None),
                     min(images, default=None),
                     mine[0]["d"],
                 )
@@ -244,10 +253,11 @@ def _scored(network: _Network, metric: str, values: dict[tuple[str, float], _Spa
     each = [network.severities(name) for name in types]
     for severity in sorted({severity for severities in each for severity in severities}):
         there = [name for name in types if (name, severity) in values]
-        yield network.row(metric, _mean([values[name, severity] for name in there]), _over(there), severity=severity)
+        note = "; ".join(filter(None, [_over(there), _procedural(network, there)]))
+        yield network.row(metric, _mean([values[name, severity] for name in there]), note, severity=severity)
     alike = all(severities == each[0] for severities in each)
     which = _severities(each[0]) if alike else "not all at the same severities"
-    note = "; ".join(filter(None, [_over(types), which]))
+    note = "; ".join(filter(None, [_over(types), which, _procedural(network, types)]))
     yield network.row(metric, _mean([means[name] for name in types]), note)
 
 
@@ -270,11 +280,15 @@ def _compared(
     refusal: str,
 ) -> Iterator[dict[str, Any]]:
     """One kind of error over the baseline's: each type's quotient of sums over severities, and their mean."""
-    quotients = {}
+    quotients: dict[str, _Span | None] = {}
     for name in dict.fromkeys(name for name, _ in network.accuracy):
         severities = network.severities(name)
         if severities != baseline.severities(name):
             continue  # one of the four extra ones, or a plug-in's
+        if name == "frost" and network.pictures != baseline.pictures:
+            quotients[name] = None
+            yield network.row(metrics[0], None, _other_pictures(network, baseline), corruption=name)
+            continue
         mine, its = (_mean([error(n, n.accuracy[name, s]) for s in severities]) for n in (network, baseline))
         quotients[name] = _quotient(mine, its) if its.value > 0 else None
         note = _severities(severities) if its.value > 0 else f"the baseline {refusal} under {name}"
@@ -283,10 +297,13 @@ def _compared(
     undefined = [name for name in network.standard if quotients[name] is None]
     if not network.standard:
         yield network.row(metrics[1], None, NONE_STANDARD)
+    elif "frost" in undefined and network.pictures != baseline.pictures:
+        yield network.row(metrics[1], None, _other_pictures(network, baseline))
     elif undefined:
         yield network.row(metrics[1], None, f"the baseline {refusal} under {', '.join(undefined)}")
     else:
-        yield network.row(metrics[1], _mean(defined), _over(network.standard))
+        note = "; ".join(filter(None, [_over(network.standard), _procedural(network, network.standard)]))
+        yield network.row(metrics[1], _mean(defined), note)
 
 
 def _error(_network: _Network, accuracy: _Span) -> _Span:
@@ -397,6 +414,16 @@ def _over(types: Sequence[str]) -> str:
     missing = [name for name in STANDARD if name not in types]
     which = f": {', '.join(types)}" if len(types) <= len(missing) else f", without {', '.join(missing)}"
     return f"over {len(types)} of the 15 standard corruptions{which}"
+
+
+def _procedural(network: _Network, types: Sequence[str]) -> str | None:
+    """That a mean is over frost that isn't the published one."""
+    return "frost from procedural pictures" if "frost" in types and network.pictures == "procedural" else None
+
+
+def _other_pictures(network: _Network, baseline: _Network) -> str:
+    mine, its = (n.pictures or "unnamed" for n in (network, baseline))
+    return f"frost is from {mine} pictures, the baseline's from {its} ones: measure both with the same"
 
 
 def _severities(severities: Sequence[float]) -> str | None:

@@ -201,21 +201,20 @@ def full_precision() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     # Torch has old switches, and from 2.9 new ones, by kind of kernel. The old can't be read where the new contradict
-    # them; both are set, so that a network that reads either (as torch.compile does) may do so inside the block.
-    old: list[tuple[Any, str, Any]] = []
+    # them, and are left alone there; else both are set, so that whoever reads either (torch.compile does) still can.
+    before: list[tuple[Any, str, Any]] = []
     for switch in (matmul, cudnn):
         with suppress(RuntimeError):
-            old.append((switch, "allow_tf32", switch.allow_tf32))
-    kinds: list[Any] = [matmul, cudnn.conv, cudnn.rnn] if hasattr(matmul, "fp32_precision") else []
-    new = [(kind, "fp32_precision", kind.fp32_precision) for kind in kinds]
+            before.append((switch, "allow_tf32", switch.allow_tf32))
+    if hasattr(matmul, "fp32_precision"):
+        before += [(kind, "fp32_precision", kind.fp32_precision) for kind in (matmul, cudnn.conv, cudnn.rnn)]
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
+        for switch, name, _ in before:
+            setattr(switch, name, False if name == "allow_tf32" else "ieee")
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        for switch, name, value in (*old, *new):
+        for switch, name, value in before:
             setattr(switch, name, value)
 
 
@@ -247,7 +246,7 @@ def deterministic() -> Iterator[None]:
 
 
 def passed(model: Model, x: Tensor) -> Tensor:
-    """What the model answers to images that will be used again.
+    """What the model answers to images that are used again after it.
 
     Raises:
         GeophoneError: it writes to them.

@@ -10,6 +10,7 @@ from torch.nn.functional import dropout
 from geophone import checks, table
 from geophone.data import ImageData, Split, fashion_mnist_mini
 from geophone.errors import GeophoneError
+from geophone.measure import measure
 from geophone.models import SmallCNN
 from geophone.train import Standard, Training, fit, initialised
 
@@ -147,6 +148,59 @@ def test_randomness(sound, data):
     assert "draws=10" in notes["randomness"]
     assert values["batch_dependence"] is None
     assert {name for name in NAMES if values[name]} == {"randomness"}
+
+
+def test_no_black_box_verdict_on_a_stochastic_network(sound, data):
+    """Square leaves an image at its first lucky pass, so noise hides what it would show: nothing can be said."""
+    noisy = Built(sound, before=lambda x: x + 0.1 * torch.randn_like(x))
+    values, notes = verdicts(noisy, data, images=16, names=["black_box", "randomness"])
+    assert values == {"black_box": None, "randomness": 1}
+    assert "stochastic" in notes["black_box"]
+    assert "version='rand'" in notes["randomness"]
+
+
+def measured(model, data):
+    """Values and notes of the checks of a measurement."""
+    split = data.test.take(60)
+    rows = measure(model, split, metrics=["accuracy"])
+    found = {row["metric"].removeprefix("check."): row for row in checks.checks(model, split, rows)}
+    table.frame(found.values())
+    return {name: row["value"] for name, row in found.items()}, {name: row["note"] for name, row in found.items()}
+
+
+def in_the_unit_interval(x):
+    assert x.min() >= 0
+    return x
+
+
+@pytest.mark.parametrize("before", [lambda x: x**0.45, in_the_unit_interval], ids=["gamma", "assertion"])
+def test_a_network_for_images_in_the_unit_interval_only(sound, data, before):
+    """What standardising outside it breaks is no sign that it expects that, and ends nothing."""
+    values, notes = measured(Built(sound, before=before), data)
+    assert values["normalisation_outside"] == 0
+    assert "can't take standardised images" in notes["normalisation_outside"]
+    assert len(values) == 7
+
+
+def test_a_check_of_a_measurement_that_fails_ends_no_other(sound, data):
+    split = data.test.take(60)
+    rows = measure(sound, split, metrics=["accuracy"])
+    with patch.object(checks, "activation_layers", side_effect=RuntimeError("no such module\nand more")):
+        found = {row["metric"]: row for row in checks.checks(sound, split, rows)}
+    assert found["check.activation_modules"]["value"] is None
+    assert found["check.activation_modules"]["note"] == "Activation modules: no such module"
+    assert len(found) == 7
+
+
+def test_checks_of_a_stochastic_network_repeat_and_leave_the_global_state(sound, data):
+    noisy = Built(sound, before=lambda x: x + 0.3 * torch.randn_like(x))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = torch.random.get_rng_state()
+        first = measured(noisy, data)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        torch.manual_seed(2)
+        assert measured(noisy, data) == first
 
 
 def test_dropout_left_on_in_a_network_in_evaluation_mode(sound, data):

@@ -8,10 +8,11 @@ from torch import nn
 from geophone import metrics
 from geophone.data import Split, synthetic
 from geophone.errors import GeophoneError
-from geophone.measure import full_precision, measure
+from geophone.measure import compare, full_precision, measure
+from geophone.metrics import default_metrics
 from geophone.models import SmallCNN
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import spatial_mean, tap
+from geophone.record import positions, spatial_mean, tap
 from geophone.registry import METRICS, PERTURBATIONS
 from geophone.rng import draws
 from geophone.train import initialised
@@ -126,8 +127,11 @@ def test_clean_levels_move_nothing(setting):
 def test_every_registered_perturbation_and_metric_makes_rows(setting):
     model, split = setting
     perturbations = [PERTURBATIONS[name]() for name in PERTURBATIONS]
-    rows = measure(model, split.take(30), perturbations, columns={"job": "j", "seed": 3})
+    rows = measure(model, split.take(30), perturbations, metrics=list(METRICS), columns={"job": "j", "seed": 3})
     assert set(rows["metric"]) == set(METRICS)
+    assert default_metrics() == tuple(name for name in METRICS if METRICS[name].when != "asked")
+    only_clean = {name for name in METRICS if METRICS[name].when == "clean"}
+    assert only_clean == set(rows["metric"]) - set(rows.filter(pl.col("family") != "clean")["metric"])
     assert rows["perturbation"].n_unique() == len(perturbations) + 1
     assert set(rows["job"]) == {"j"}
     assert (
@@ -202,3 +206,41 @@ def test_errors(setting):
         measure(aux, split, layers=["unused"])
     with pytest.raises(GeophoneError, match=r"\[0, 1\]"):
         measure(model, (split.x.float(), split.y))
+
+
+def test_places_of_images_are_rows(setting):
+    """Eight rows an image, the same places clean and perturbed; labels go along."""
+    model, split = setting
+    part = split.take(30)
+    rows = measure(model, part, [GaussianNoise(0.0)], metrics=["class_selectivity", "cka"], reduce=positions)
+    with torch.no_grad(), tap(model, ["relu1"], lambda r: r.flatten(1)) as seen:
+        model(part.x / 255 if part.x.dtype == torch.uint8 else part.x)
+    wide = seen["relu1"].reshape(30, 4, -1)
+    assert set(rows.filter(pl.col("layer") == "relu1")["n"]) == {8 * 30}
+    assert value(rows, "cka", "relu1", "GaussianNoise") == pytest.approx(1, abs=1e-12)
+    rows = positions(wide.reshape(30, 4, 12, -1))
+    # Each row is a place of the image that it should be of.
+    image = torch.arange(30).repeat_interleave(8)
+    assert all((row == wide[i].T).all(1).any() for i, row in zip(image, rows, strict=True))
+    assert torch.equal(positions(torch.ones(3, 4)), torch.ones(3, 4))
+    # Mutant: rows and columns swapped, which mixes images.
+    mixed = wide[:, :, :8].reshape(-1, 4)
+    assert not all((row == wide[i].T).all(1).any() for i, row in zip(image, mixed, strict=True))
+
+
+def test_two_networks_are_compared_layer_by_layer(setting):
+    model, split = setting
+    part = split.take(60)
+    other = initialised(lambda: SmallCNN(3, (0.5,), (0.5,), width=4), 1)
+    same = compare(model, model, part)
+    rows = compare(model, other, part, columns={"job": "a", "other": "b"})
+    assert rows["layer"].unique().sort().to_list() == [f"relu{i}" for i in range(1, 7)]
+    assert set(rows["other"]) == {"b"}
+    assert set(rows["family"]) == {"networks"}
+    assert same.filter(pl.col("metric") == "cka")["value"].to_list() == pytest.approx([1.0] * 6, abs=1e-9)
+    assert same.filter(pl.col("metric") == "pwcca")["value"].to_list() == pytest.approx([1.0] * 6, abs=1e-6)
+    assert rows["value"].max() < 1
+    with pytest.raises(GeophoneError, match="does not compare"):
+        compare(model, other, part, ["accuracy"])
+    with pytest.raises(GeophoneError, match="same name in both"):
+        compare(model, nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.ReLU(), nn.Linear(5, 3)), part)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from geophone.metrics import Undefined, cka, normalised_distance
+from geophone.metrics import Undefined, cka, normalised_distance, pwcca
 from geophone.rng import stream
 from geophone.stats import CrossMoments, total
 from geophone.types import Pair
@@ -109,3 +109,54 @@ def test_normalised_distance():
     )
     with pytest.raises(Undefined, match="do not vary"):
         normalised_distance(torch.ones(5, 2), torch.zeros(5, 2))
+
+
+def pwcca_by_variates(a, b, weighted=True):
+    """From the data themselves: orthonormal bases by QR, principal angles by SVD, weights from the variates."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    basis_a, basis_b = torch.linalg.qr(a).Q, torch.linalg.qr(b).Q
+    u, rho, _ = torch.linalg.svd(basis_a.T @ basis_b, full_matrices=False)
+    variates = basis_a @ u
+    weights = (variates.T @ a).abs().sum(1) if weighted else torch.ones_like(rho)
+    return float(weights @ rho / weights.sum())
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(40, 3, 5), (200, 12, 6), (500, 8, 8)])
+def test_pwcca_equals_its_definition(n, p, q):
+    a, b = pair(n, p, q)
+    a = a * torch.linspace(0.1, 3, p, dtype=torch.float64)
+    assert pwcca(a, b) == pytest.approx(pwcca_by_variates(a, b), abs=1e-9)
+    # Mutant: the plain mean of the canonical correlations.
+    assert pwcca(a, b) != pytest.approx(pwcca_by_variates(a, b, weighted=False), abs=1e-4)
+
+
+def test_pwcca_laws():
+    a, b = pair(300, 6, 6)
+    mix = torch.randn(6, 6, generator=stream("mix"), dtype=torch.float64)
+    assert pwcca(a, a @ mix + 7) == pytest.approx(1, abs=1e-9)
+    assert pwcca(a, b @ mix - 3) == pytest.approx(pwcca(a, b), abs=1e-9)
+    assert pwcca(5 * a + 1, b) == pytest.approx(pwcca(a, b), abs=1e-9)
+    # Not symmetric: directions count by how much of the first side lies along them.
+    stretched = a * torch.tensor([10.0, 1, 1, 1, 1, 0.1]).double()
+    assert pwcca(stretched, b) != pytest.approx(pwcca(b, stretched), abs=1e-3)
+    # A dead unit, or two that are the same, add no direction.
+    more = torch.cat([b, torch.zeros(300, 1).double(), b[:, :1]], dim=1)
+    assert pwcca(a, more) == pytest.approx(pwcca(a, b), abs=1e-6)
+
+
+def test_pwcca_of_unrelated_responses_is_what_chance_gives():
+    """Singular values of d × d noise of variance 1/n average 0.85·√(d/n) (8/3π, of the quarter circle to 2√(d/n))."""
+    generator = stream("unrelated")
+    found = [
+        pwcca(torch.randn(1000, 20, generator=generator).double(), torch.randn(1000, 20, generator=generator).double())
+        for _ in range(10)
+    ]
+    assert sum(found) / 10 == pytest.approx(8 / (3 * math.pi) * math.sqrt(20 / 1000), abs=0.01)
+
+
+def test_pwcca_undefined_is_said():
+    a, b = pair(10, 9, 9)
+    with pytest.raises(Undefined, match="more images than units"):
+        pwcca(a, b)
+    with pytest.raises(Undefined, match="do not vary"):
+        pwcca(a, torch.ones(10, 2).double())

@@ -143,6 +143,32 @@ def test_where_it_does_not_apply_the_network_itself_is_attacked(model: Any) -> N
         assert folded(model, X) is model
 
 
+class ByKeyword(nn.Module):
+    """Calls its BatchNorm with `input=`, which a hook on it is not handed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = small()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.norm(input=self.convolution(x)).mean((1, 2, 3))[:, None]
+
+
+def test_a_norm_that_is_called_by_keyword_is_left_as_it_is() -> None:
+    model = trained_looking(ByKeyword())
+    twin = folded(model, X)
+    assert twin is not model  # the others are folded
+    assert isinstance(twin.norm, nn.BatchNorm2d)
+    assert close(twin(X), model(X))
+
+
+def test_a_network_that_writes_to_its_images_writes_to_no_one_elses() -> None:
+    before = X.clone()
+    folded(trained_looking(nn.Sequential(nn.Threshold(0.5, 0.0, inplace=True), *small())), X)
+    assert torch.equal(X, before)
+
+
 def test_the_network_is_not_touched() -> None:
     model = trained_looking(small())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geophone.data import Split
 from geophone.errors import GeophoneError
 from geophone.metrics import share_interval
 from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, MinimumNormAttack, Norm, at_level
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws, draws, stream
-from geophone.robustness import EPS, Curve, curves, eps_curve, survival
+from geophone.robustness import Curve, curves, eps_curve, survival
 from geophone.table import SCHEMA
-from geophone.types import family_name
+from geophone.types import device_of, family_name
 
 N, D = 64, 12
 
@@ -84,11 +85,30 @@ def test_ten_radii_cost_at_most_two_and_a_half_times_one() -> None:
     assert model.examples <= 2.5 * one
 
 
-def test_the_default_radii_double() -> None:
-    assert EPS[5] == pytest.approx(8 / 255)
-    assert len(eps_curve(Linear(), images(), LinfPGD(steps=2)).eps) == 10
-    l2 = eps_curve(Linear(), images(), L2PGD(steps=2)).eps
-    assert (len(l2), l2[0], l2[-1]) == (10, pytest.approx(0.125 / 4), pytest.approx(4.0))
+@pytest.mark.parametrize(
+    ("attack", "largest", "published"),
+    [
+        ("LinfPGD(steps=2)", 128 / 255, [1 / 255, 2 / 255, 4 / 255, 8 / 255]),
+        ("L2PGD(steps=2)", 8.0, [0.125, 0.25, 0.5, 1.0]),
+        ("L1PGD(steps=2)", 192.0, [3.0, 6.0, 12.0, 24.0]),
+        ("TranslationRotation(tries=1)", 1.0, [0.25, 0.5, 1.0]),  # a share: 1 is all of it
+        ("LinfWide", 0.8, [0.4]),  # 16 times its level would be more than the whole range of a value
+    ],
+)
+def test_the_default_radii_double_and_hold_the_published_ones(
+    attack: str, largest: float, published: list[float]
+) -> None:
+    with PERTURBATIONS.restored():
+        PERTURBATIONS.register(LinfWide)
+        radii = eps_curve(Linear(), images(), attack).eps
+    assert radii == tuple(largest / 2**k for k in range(9, -1, -1))
+    assert set(published) <= set(radii)
+
+
+@dataclass(frozen=True)
+class LinfWide(FGSM):
+    eps: float = 0.4
+    levels: ClassVar[tuple[float, ...]] = (0.2, 0.4)
 
 
 def _rng(n: int = N) -> Draws:
@@ -117,6 +137,13 @@ def test_half_accuracy_before_the_first_radius_and_beyond_the_last() -> None:
     rows = list(Curve("a", (0.02,), clean, none + 1, None, 10).rows())
     assert rows[-1]["value"] is None
     assert "does not fall to half" in rows[-1]["note"]
+
+
+def test_a_network_that_is_always_wrong_has_radius_0() -> None:
+    zeros = torch.zeros(40, 2)
+    curve = Curve("LinfPGD", (0.02, 0.04), torch.zeros(40), zeros, None, 10)
+    assert curve.half() == (0, 0, 0)
+    assert [row["value"] for row in curve.rows() if row["metric"] == "half_accuracy_eps"] == [0]
 
 
 @dataclass(frozen=True)
@@ -376,10 +403,30 @@ def test_intervals_of_shares() -> None:
     right = np.array([1.0] * 80 + [0.0] * 20)
     value, low, high = share_interval(right)
     assert (value, round(low, 4), round(high, 4)) == (0.8, 0.7112, 0.8666)  # Wilson's, by hand
-    halves = np.array([0.5] * 50 + [1.0] * 50)
-    value, low, high = share_interval(halves)
-    assert value == 0.75
-    assert high - value == pytest.approx(1.96 * halves.std(ddof=1) / 10, rel=1e-4)
+    assert share_interval(np.array([0.6, 1.0] * 50)) == pytest.approx((value, low, high))  # the mean and n decide
+    # One wrong pass of 50 on one of 50 examples: nothing that rules out another example in 20 that is wrong.
+    one = np.ones(50)
+    one[0] = 0.98
+    assert share_interval(one)[1] < share_interval(np.ones(50))[1] < 0.95
+
+
+def test_intervals_of_a_stochastic_network_hold_what_they_promise() -> None:
+    """Near 1, where few examples of a sample show any error, the normal interval holds the truth too seldom.
+
+    Of 2,000 samples, 95 % less 3 standard errors of that share, .015, are the least to be held.
+    """
+    generator = np.random.default_rng(0)
+    truth = 0.98 * (1 - 0.0005) + 0.02 * 0.25
+    held = normal = 0
+    for _ in range(2000):
+        hard = generator.random(100) < 0.02
+        rate = np.where(hard, generator.uniform(0, 0.5, 100), 1 - 1e-3 * generator.random(100))
+        seen = generator.binomial(50, rate) / 50
+        mean, low, high = share_interval(seen)
+        held += low <= truth <= high
+        normal += abs(mean - truth) <= 1.96 * seen.std(ddof=1) / 10
+    assert held >= 0.935 * 2000
+    assert normal < 0.9 * 2000  # the mutant
 
 
 def test_rows_belong_in_the_table() -> None:
@@ -392,6 +439,21 @@ def test_rows_belong_in_the_table() -> None:
     assert rows["perturbation"].unique().sort().to_list() == ["LinfPGD(steps=3)", "Nearest"]
 
 
+def other_classes() -> tuple[Tensor, Tensor]:
+    """Labels that the network has no logits for, all of them in the last batch."""
+    x, y = images()
+    return x, torch.where(torch.arange(N) == N - 1, 7, y)
+
+
+class Root(Linear):
+    """A root of the images, which has no slope where they are 0: for three of those that it gets right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        black = torch.zeros(len(x), 1, 1, 1)
+        black[1:4] = 1
+        return super().forward(x + 0 * (x - x * black).sqrt().clamp(max=0))
+
+
 class Blocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.detach().flatten(1)[:, :2]
@@ -401,8 +463,20 @@ class Blocks(nn.Module):
     ("call", "message"),
     [
         (lambda: survival(Linear(), images(), []), "no attacks were given: name at least one"),
-        (lambda: survival(Linear(), images(), [FGSM()], restarts=0), "restarts=0: each attack is run at least once"),
-        (lambda: survival(Linear(), images(), [FGSM()], passes=0), "passes=0: an example is judged by at least one"),
+        (lambda: survival(Linear(), images(), ""), "no attacks were given: name at least one"),
+        (lambda: survival(Linear(), images(), [FGSM()], restarts=0), "restarts=0: give a whole number of at least 1"),
+        (lambda: survival(Linear(), images(), [FGSM()], passes=0), "passes=0: give a whole number of at least 1"),
+        (lambda: survival(Linear(), images(), [FGSM()], batch_size=0), "batch_size=0: give a whole number"),
+        (lambda: eps_curve(Linear(), images(), FGSM(), batch_size=0), "batch_size=0: give a whole number"),
+        (
+            lambda: eps_curve(Linear(), images(), "LinfPGD, FGSM"),
+            "a curve is of one attack, and 'LinfPGD, FGSM' names 2",
+        ),
+        (lambda: eps_curve(Linear(), images(), ""), "a curve is of one attack, and '' names 0"),
+        (lambda: eps_curve(Linear(), images(), FGSM(), 0.0), "a curve needs radii above 0"),
+        (lambda: survival(Linear(), other_classes(), [FGSM()]), "label 7 is out of range: the network gives 2 logits"),
+        (lambda: eps_curve(Linear(), other_classes(), FGSM()), "label 7 is out of range: the network gives 2 logits"),
+        (lambda: survival(Root(), images(), LinfPGD(random_start=False)), r"NaN or infinite for 3 of 5\d images"),
         (lambda: survival(Linear(), images(), "GaussianNoise(std=-1)"), "std must be a number of at least 0"),
         (lambda: survival(Blocks(), images(), [FGSM()]), r"passes no gradient on.*Square"),
         (lambda: eps_curve(Linear(), images(), LinfPGD(), [0.1, -0.1]), "a curve needs radii above 0"),
@@ -413,6 +487,83 @@ class Blocks(nn.Module):
 def test_bad_input_is_one_clear_error(call: Any, message: str) -> None:
     with pytest.raises(GeophoneError, match=message):
         call()
+
+
+@pytest.mark.parametrize("count", ["restarts", "passes", "batch_size"])
+def test_counts_are_whole_numbers(count: str) -> None:
+    """Without the type checker that the tests run under, which would refuse it first."""
+    with pytest.raises(GeophoneError, match=f"{count}=1.5: give a whole number of at least 1"):
+        survival.__wrapped__(Linear(), images(), FGSM(), **{count: 1.5})  # type: ignore[attr-defined]
+
+
+def test_one_attack_and_one_radius_need_no_list() -> None:
+    model, data = Linear(), images()
+    attack = LinfPGD(eps=0.01, steps=3)
+    assert survival(model, data, attack).summary() == survival(model, data, [attack]).summary()
+    assert eps_curve(model, data, attack, 0.01).accuracy() == eps_curve(model, data, attack, [0.01]).accuracy()
+
+
+class Writes(Linear):
+    """Writes to its images, as `x.clamp_(…)` at the top of a forward does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp_(0.45, 0.55))
+
+
+@pytest.mark.parametrize(
+    "attacked",
+    [
+        lambda model, data: survival(model, data, "LinfSquare(queries=3)"),
+        lambda model, data: eps_curve(model, data, "LinfPGD(steps=2)"),
+        lambda model, data: LinfPGD(steps=2)(*data, model, _rng()),
+        lambda model, data: FGSM().fool(*data, model, _rng()),
+        lambda model, data: PERTURBATIONS.build("LinfSquare(queries=3)")(*data, model, _rng()),
+        lambda model, data: PERTURBATIONS.build("LinfDeepFool(steps=2)")(*data, model, _rng()),
+    ],
+)
+def test_a_network_that_writes_to_its_images_is_refused(attacked: Any) -> None:
+    x, y = images()
+    before = x.clone()
+    with pytest.raises(GeophoneError, match=r"the network writes to the images .* x = x\.clone\(\)"):
+        attacked(Writes(), (x, y))
+    assert torch.equal(x, before)
+
+
+def test_in_inference_mode_such_a_network_gets_copies() -> None:
+    """There tensors do not count what is written to them."""
+    x, y = images()
+
+    class Clamps(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.clamp(0.45, 0.55))
+
+    attack = Flips()
+    with torch.inference_mode():
+        assert survival(Writes(), (x, y), attack).summary() == survival(Clamps(), (x, y), attack).summary()
+
+
+def test_attacks_that_cannot_average_warn_on_a_stochastic_network() -> None:
+    model = Noisy(0.5)
+    x, y = noisy_data(model)
+    few = x[:10], y[:10]
+    said = r"LinfFAB, LinfSquare can't average over its noise.*draws=20.*version='rand'"
+    with pytest.warns(UserWarning, match=said):
+        survival(model, few, "LinfAutoAttack(steps=1, queries=1)", passes=1)
+    with pytest.warns(UserWarning, match="LinfSquare can't average"):
+        eps_curve(model, few, "LinfSquare(queries=1)", [0.1], passes=1)
+    # Neither where attacks can, nor where there is no noise, however many passes judge: warnings are errors here.
+    survival(model, few, "LinfAutoAttack(version='rand', steps=1, draws=1)", passes=1)
+    survival(Linear(), images(), "LinfSquare(queries=1)", passes=2)
+
+
+def test_images_stay_where_they_are_if_the_network_is_nowhere() -> None:
+    """Meta tensors stand for another device: a plain function, and a module without parameters, take them there."""
+    x, y = images()
+    split = Split(x, y, torch.arange(N)).to("meta")
+    assert split.near(lambda x: x).x.device.type == "meta"
+    assert split.near(nn.Flatten()).x.device.type == "meta"
+    assert device_of(nn.Flatten()).type == "cpu"
+    assert Split(x, y, torch.arange(N)).near(Linear().to("meta")).x.device.type == "meta"
 
 
 def test_progress_is_told() -> None:

@@ -12,14 +12,15 @@ import torch
 from filelock import FileLock
 
 from geophone import table
+from geophone.claims import Claim, Difference, Measure, Selection, read_claims
 from geophone.errors import GeophoneError
-from geophone.metrics import metric
+from geophone.metrics import default_metrics, metric
 from geophone.models import load_model
 from geophone.perturb import grid
-from geophone.registry import METRICS, STUDIES
+from geophone.registry import STUDIES
 from geophone.report import write_report
 from geophone.stats import Moments
-from geophone.study import Demo, Job, find_study, process_executor, run_job, run_study
+from geophone.study import Comparison, Demo, Job, Selectivity, find_study, process_executor, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
 from geophone.types import describe
@@ -176,7 +177,7 @@ def test_rows_of_an_edited_study_are_left_out_of_its_report(tmp_path):
 def test_what_is_left_to_defaults_is_part_of_the_id():
     """So a new metric of a plug-in is not missed in a folder where the study was done before."""
     resolved = TINY.resolved()
-    assert resolved.metrics == tuple(METRICS)
+    assert resolved.metrics == default_metrics()
     assert len(resolved.perturbations) == 5
     assert resolved.resolved() == resolved
     assert replace(TINY, perturbations=("noise", "GaussianNoise(std=0.1)")).resolved().perturbations == tuple(
@@ -188,6 +189,67 @@ def test_what_is_left_to_defaults_is_part_of_the_id():
         return 1.0
 
     assert TINY.resolved().id != resolved.id
+
+
+@dataclass(frozen=True)
+class Compared(Tiny):
+    """A study whose networks are set side by side, and which has a claim to judge."""
+
+    def comparisons(self):
+        jobs = self.jobs()
+        return [Comparison(jobs[0], jobs[1])]
+
+    def claims(self):
+        what = Selection(Measure("class_selectivity"), "*alpha=1)"), Selection(Measure("class_selectivity"), "Standard")
+        return [Claim("raises", "ours", "Alpha above 0 raises selectivity.", (("SI", Difference(*what)),))]
+
+
+def test_networks_are_compared_and_claims_judged_when_all_are_trained(tmp_path):
+    study, counts = Compared(), []
+    run_study(study, tmp_path, finished=lambda done, every: counts.append((done, every)))
+    assert counts[-1] == (5, 5)
+    first, second = (job.resolved() for job in study.jobs()[:2])
+    rows = table.read(tmp_path / "table").filter(pl.col("family") == "networks")
+    assert set(rows["job"]) == {first.id}
+    assert set(rows["other"]) == {second.label}
+    assert set(rows["metric"]) == {"cka", "pwcca"}
+    judged = read_claims(tmp_path)
+    assert judged["claim"].to_list() == ["raises"]
+    assert judged["verdict"].to_list() == ["not decided"]  # two seeds
+    assert "Alpha above 0 raises selectivity." in write_report(tmp_path).read_text()
+    # Interrupted before the comparison: it alone is done again.
+    shard = Comparison(first, second).shard(tmp_path)
+    before = shard.read_bytes()
+    shard.unlink()
+    run_study(study, tmp_path)
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize("size", ["demo", "small", "full"])
+def test_the_selectivity_study_expands_to_jobs_that_can_run(size):
+    study = Selectivity(size=size)
+    jobs = [job.resolved() for job in study.jobs()]
+    assert len({job.id for job in jobs}) == len(jobs) == len(study.recipes()) * study.setting["seeds"]
+    assert len(study.comparisons()) == (len(study.sweep()) - 1) * study.setting["seeds"] + study.setting["seeds"] - 1
+    named = {job.recipe for job in jobs}
+    for claim in study.claims():
+        for _, rule in claim.tests:
+            assert str(rule)
+            for recipe in getattr(rule, "recipes", None) or getattr(rule, "candidates", None) or ():
+                assert recipe in named
+    assert (len(study.sweep()) == 23) == (size == "full")
+
+
+def test_switches_of_the_selectivity_study():
+    blocks = Selectivity(size="full", granularity="blocks", reduce="positions")
+    job = blocks.jobs()[0].resolved()
+    assert job.reduce == "positions"
+    assert job.layers == ("layer?.?",)
+    assert "granularity='blocks'" in job.recipe
+    assert job.recipe in blocks.sweep()
+    for wrong in ({"granularity": "units"}, {"reduce": "mean"}, {"size": "tiny"}):
+        with pytest.raises(GeophoneError, match="unknown"):
+            Selectivity(**wrong)
 
 
 def test_a_failed_job_does_not_stop_the_others(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.rng import draws
-from geophone.types import ROUNDING, Batch
+from geophone.types import ROUNDING, Batch, Model, device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,10 @@ class Split:
         """The same examples on another device."""
         return Split(self.x.to(device), self.y.to(device), self.index.to(device))
 
+    def near(self, model: Model) -> "Split":
+        """The same examples on the model's device; as they are where it has no parameters or buffers."""
+        return self.to(device_of(model, self.x.device))
+
     def batches(self, size: int, order: Int[Tensor, " m"] | None = None) -> Iterator[Batch]:
         """The examples in batches of `size` (the last may be smaller), images as float32 in [0, 1].
 
@@ -53,7 +57,7 @@ class Split:
         rows = torch.arange(len(self)) if order is None else order
         for some in rows.to(self.x.device).split(size):
             x = self.x[some]
-            yield Batch(x.float().div_(255) if x.dtype == torch.uint8 else x, self.y[some], self.index[some])
+            yield Batch(divided(x.float(), 255) if x.dtype == torch.uint8 else x, self.y[some], self.index[some])
 
     def rows(self, rows: Int[Tensor, " m"]) -> "Split":
         """The examples at these rows, in this order."""
@@ -132,6 +136,15 @@ class ImageData:
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data on another device."""
         return ImageData(self.name, self.classes, self.train.to(device), self.val.to(device), self.test.to(device))
+
+
+def divided(x: Float[Tensor, "..."], by: int | float) -> Float[Tensor, "..."]:
+    """X / by, written to x, rounded correctly on every device.
+
+    On a GPU torch multiplies by a rounded 1/by instead where `by` is a number: k/255 is then off by a unit in the last
+    place, and a level truncated from it by a whole one.
+    """
+    return x.div_(by if x.device.type == "cpu" else torch.full((), by, dtype=x.dtype, device=x.device))
 
 
 def make_split(x: Any, y: Any, where: str, index: Any = None, classes: int | None = None) -> Split:

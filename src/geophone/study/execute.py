@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from geophone import table
-from geophone.claims import judge, write_claims
+from geophone.claims import Claim, judge, write_claims
 from geophone.errors import GeophoneError
 from geophone.files import make_folder, write_text
 from geophone.provenance import now, write_provenance
@@ -108,7 +108,8 @@ def run_study(
             resumed=True,
             notes=[f"failed: {failure}" for failure in failures],
         )
-        if not failures and (claims := getattr(study, "claims", tuple)()):
+        claims: Sequence[Claim] = getattr(study, "claims", tuple)()
+        if claims and not failures:
             rows = table.read(out / "table").filter(pl.col("job").is_in([job.id for job in jobs]))
             write_claims(judge(claims, rows), out)
     if failures:

@@ -202,7 +202,7 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
     sweep = made.sweep()
     low = tuple(r for alpha, r in zip(made.setting["alphas"], sweep, strict=True) if alpha < 0)
     near = tuple(r for alpha, r in zip(made.setting["alphas"], sweep, strict=True) if abs(alpha) <= 2)
-    less, more = made.regularised(-1), made.regularised(2)
+    less, more = made.regularised(-1.0), made.regularised(2.0)
     corrupted = Measure("accuracy", family="corruption")
     clean_d = Measure("pca_fraction_95", layers=FIRST_HALF)
 
@@ -285,7 +285,7 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
             (
                 "PGD less corruption",
                 Difference(
-                    Selection(change("attack", "PGDSteps", 40), near), Selection(change("corruption"), near), sign=1
+                    Selection(change("attack", "PGDSteps", 40.0), near), Selection(change("corruption"), near), sign=1
                 ),
             ),
             assumptions=f"{LAYOUT} Early layers are the first third.",
@@ -312,7 +312,7 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
             f"Leavitt & Morcos 2020, {P1}, {P2}; specification §9.3 G, H",
             "The difference between clean and perturbed responses has more dimensions in less selective networks.",
             ("corruptions", goes_with(change("corruption", early=False), -1)),
-            ("PGD, 40 steps", goes_with(change("attack", "PGDSteps", 40, early=False), -1)),
+            ("PGD, 40 steps", goes_with(change("attack", "PGDSteps", 40.0, early=False), -1)),
             assumptions=LAYOUT,
         ),
         claim(
@@ -351,7 +351,9 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
             (
                 "alpha = 2 less −2",
                 Difference(
-                    Selection(Measure("accuracy"), more), Selection(Measure("accuracy"), made.regularised(-2)), sign=-1
+                    Selection(Measure("accuracy"), more),
+                    Selection(Measure("accuracy"), made.regularised(-2.0)),
+                    sign=-1,
                 ),
             ),
         ),

@@ -1,6 +1,6 @@
 """Climbing a loss from the input's side, without leaving a trace on the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from geophone.perturb.attacks.fold import folded
 from geophone.perturb.attacks.losses import Loss, ce, margin
 from geophone.perturb.attacks.norms import Norm
 from geophone.rng import Draws, key
-from geophone.types import Model, evaluating, seeded
+from geophone.types import Model, evaluating, passed, seeded
 
 FOOLED = 1e-5
 """How far, relative to the largest logit, another class must lead for an example to count as fooled while it is sought.
@@ -48,7 +48,7 @@ class Ascent:
 
     def __init__(self, model: Model, loss: Loss, draws: int = 1, classes: int = 0) -> None:
         self.model, self.loss, self.draws, self.classes = model, loss, draws, classes
-        self._finite: Tensor | None = None
+        self._sums: list[Tensor] = []  # of each image's gradient, at each call
 
     def __call__(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[n, k]`, loss `[n]` and gradient like x, each the mean over the draws; of this `loss` if given.
@@ -61,8 +61,7 @@ class Ascent:
             more = self._once(x, y, loss or self.loss)
             logits, values, gradient = logits + more[0], values + more[1], gradient + more[2]
         # Noted here and read once in `check`, so that a GPU need not wait at each step.
-        finite = gradient.sum().isfinite()
-        self._finite = finite if self._finite is None else self._finite & finite
+        self._sums.append(each_sum(gradient))
         if self.draws > 1:
             logits, values, gradient = logits / self.draws, values / self.draws, gradient / self.draws
         return logits, values, gradient
@@ -73,23 +72,51 @@ class Ascent:
         Raises:
             GeophoneError: a gradient was NaN or infinite.
         """
-        if self._finite is not None and not self._finite:
-            raise GeophoneError(
-                "the gradient of the model's loss is NaN or infinite: check its weights and its logits."
-            )
+        check_finite(self._sums)
+        self._sums = []
 
     def _once(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
-        logits = checked_logits(self.model(x), y, self.classes)
+        logits = checked_logits(passed(self.model, x), y, self.classes)
         values = loss(logits, y)
-        gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
-        if gradient is None:
-            raise GeophoneError(
-                "the model passes no gradient on to its input, so it cannot be attacked by gradients. Take out what "
-                "blocks them (torch.no_grad, .detach(), .data, numpy, rounding), or use an attack without gradients "
-                "(Square)."
-            )
-        return logits.detach(), values.detach(), gradient
+        return logits.detach(), values.detach(), input_gradient(values, x)
+
+
+def input_gradient(values: Float[Tensor, " n"], x: Float[Tensor, "n ..."], again: bool = False) -> Tensor:
+    """Gradient of the values' sum with respect to x; `again` keeps the graph for another.
+
+    Raises:
+        GeophoneError: the values don't depend on x.
+    """
+    gradient = None
+    if values.requires_grad:
+        gradient = torch.autograd.grad(values.sum(), x, retain_graph=again, allow_unused=True)[0]
+    if gradient is None:
+        raise GeophoneError(
+            "the model passes no gradient on to its input, so it cannot be attacked by gradients. Take out what blocks "
+            "them (torch.no_grad, .detach(), .data, numpy, rounding), or use an attack without gradients (Square)."
+        )
+    return gradient
+
+
+def each_sum(gradient: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """The sum over each image, whatever its layout in memory: not a number where the gradient isn't."""
+    return gradient.sum(tuple(range(1, gradient.ndim)))
+
+
+def check_finite(sums: Sequence[Float[Tensor, " _"]]) -> None:
+    """Say so if a sum over an image's gradient, at any of several steps, was not a number.
+
+    Raises:
+        GeophoneError: one is NaN or infinite.
+    """
+    if not sums or bool(torch.cat(list(sums)).isfinite().all()):
+        return
+    broken, images = max((int((~step.isfinite()).sum()), len(step)) for step in sums)
+    raise GeophoneError(
+        f"the gradient of the model's loss is NaN or infinite for {broken} of {images} images at a step: check its "
+        "weights and its logits. A root or logarithm of the images has no slope at 0: clamp them above it first."
+    )
 
 
 def checked_logits(logits: Tensor, y: Tensor, classes: int = 0) -> Tensor:

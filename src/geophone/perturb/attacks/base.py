@@ -84,10 +84,14 @@ class MinimumNormAttack(Attack):
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """From x towards the nearest example, at most eps far."""
-        delta = self.approach(x, y, model, rng) - x
-        length = self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
-        share = (self.eps / length).clamp(max=1)
-        return (x + delta * share.reshape(-1, *[1] * (x.ndim - 1))).clamp_(0, 1)
+        return self.towards(self.approach(x, y, model, rng), x)
+
+    def towards(self, found: Tensor, x: Tensor) -> Tensor:
+        """What was found where it is within eps, else the point between it and x that is."""
+        delta = found - x
+        share = self.eps / self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
+        share = share.reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(share >= 1, found, x + delta * share).clamp_(0, 1)
 
 
 def under_attack(

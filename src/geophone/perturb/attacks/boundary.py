@@ -6,12 +6,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geophone.errors import GeophoneError
-from geophone.perturb.attacks.ascent import checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.ascent import (
+    check_finite,
+    checked_logits,
+    classes_of,
+    each_sum,
+    input_gradient,
+    is_fooled,
+)
 from geophone.perturb.attacks.base import MinimumNormAttack
 from geophone.perturb.attacks.norms import Norm
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, passed
 
 DUAL = {1.0: torch.inf, 2.0: 2.0, torch.inf: 1.0}
 """The order q of a p-norm's dual, 1/p + 1/q = 1: a plane {δ : ⟨w, δ⟩ = a} is |a| / ‖w‖_q away from 0."""
@@ -56,9 +62,7 @@ class ClosestAttack(MinimumNormAttack):
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """From x towards the nearest that was found, at most eps far."""
-        delta = self._closest(x, y, model, enough=self.eps if stop else 0.0) - x
-        share = self.eps / self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
-        return (x + delta * column(share.clamp(max=1), x)).clamp_(0, 1)
+        return self.towards(self._closest(x, y, model, enough=self.eps if stop else 0.0), x)
 
     def improve(self, closest: Closest, logits: Tensor, y: Tensor, model: Model) -> None:
         """The search: offer images to `closest`, for those that are `unsolved`.
@@ -74,7 +78,7 @@ class ClosestAttack(MinimumNormAttack):
     def _closest(self, x: Tensor, y: Tensor, model: Model, enough: float) -> Tensor:
         closest = Closest(x, self.norm, enough)
         with torch.no_grad():
-            logits = checked_logits(model(x), y, classes_of(y))
+            logits = checked_logits(passed(model, x), y, classes_of(y))
         closest.offer(torch.arange(len(x), device=x.device), x, is_fooled(logits, y))
         self.improve(closest, logits, y, model)
         return closest.images
@@ -106,13 +110,14 @@ def nearest_boundary(
         GeophoneError: the model doesn't give logits for these labels, or no gradient, or one that isn't finite.
     """
     x = x.detach().requires_grad_()
-    logits = checked_logits(model(x), y, least)
+    logits = checked_logits(passed(model, x), y, least)
     classes = rivals(logits.detach(), y, among) if isinstance(among, int) else among
     true = logits.gather(1, y[:, None])[:, 0]
     lead, steepness, normal = torch.zeros_like(true), torch.zeros_like(true), torch.zeros_like(x)
     for rank in range(classes.shape[1]):
         other = logits.gather(1, classes[:, rank, None])[:, 0] - true
         gradient = input_gradient(other, x, again=rank + 1 < classes.shape[1])
+        check_finite([each_sum(gradient)])
         other, slope = other.detach(), torch.linalg.vector_norm(gradient.flatten(1), DUAL[norm.order], dim=1)
         # |a| / s < |b| / t without the quotients: a boundary without a slope is infinitely far.
         nearer = (other.abs() * steepness < lead.abs() * slope) | (steepness == 0)
@@ -125,25 +130,6 @@ def rivals(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], count: int) -> In
     """The likeliest classes but the true one, likeliest first: `count` of them, or all where there are fewer."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
-
-
-def input_gradient(values: Float[Tensor, " n"], x: Float[Tensor, "n ..."], again: bool) -> Float[Tensor, "n ..."]:
-    """Gradient of the values' sum with respect to x; `again` keeps the graph for another.
-
-    Raises:
-        GeophoneError: the values don't depend on x, or the gradient isn't finite.
-    """
-    gradient = None
-    if values.requires_grad:
-        gradient = torch.autograd.grad(values.sum(), x, retain_graph=again, allow_unused=True)[0]
-    if gradient is None:
-        raise GeophoneError(
-            "the model passes no gradient on to its input, so it cannot be attacked by gradients. Take out what blocks "
-            "them (torch.no_grad, .detach(), .data, numpy, rounding), or use an attack without gradients (Square)."
-        )
-    if not bool(gradient.sum().isfinite()):
-        raise GeophoneError("the gradient of the model's logits is NaN or infinite: check its weights and its logits.")
-    return gradient
 
 
 def column(values: Tensor, like: Float[Tensor, "n ..."]) -> Tensor:

@@ -12,7 +12,7 @@ from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column, ne
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
-from geophone.types import Model
+from geophone.types import Model, passed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _FAB(ClosestAttack):
             from_moved, from_x = (points + self.eta * onto).reshape(2, *x.shape)
             moved = torch.lerp(from_moved, from_x, column(weight, x)).clamp_(0, 1)
             with torch.no_grad():
-                fooled = is_fooled(model(moved), label)
+                fooled = is_fooled(passed(model, moved), label)
             closest.offer(rows, moved, fooled)
             moved = torch.where(column(fooled, x), torch.lerp(x, moved, self.beta), moved)
             if closest.enough > 0:

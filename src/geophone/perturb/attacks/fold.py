@@ -27,7 +27,7 @@ def folded(model: Model, x: Tensor) -> Model:
         return model
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
-    probe = x[:_PROBE].detach()
+    probe = x[:_PROBE].detach().clone()  # the network may write to it
     with torch.no_grad():
         pairs, logits = _pairs(model, probe)
         if not pairs:
@@ -67,7 +67,7 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], Tens
             runs[name] = runs.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
                 made[id(out)] = name, out
-            elif id(given[0]) in made:
+            elif given and id(given[0]) in made:  # not by keyword
                 found.append((made[id(given[0])][0], name))
 
         handles.append(module.register_forward_hook(hook))

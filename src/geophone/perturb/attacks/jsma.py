@@ -9,13 +9,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.perturb.attacks.ascent import checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.ascent import (
+    check_finite,
+    checked_logits,
+    classes_of,
+    each_sum,
+    input_gradient,
+    is_fooled,
+)
 from geophone.perturb.attacks.base import under_attack
-from geophone.perturb.attacks.boundary import input_gradient, rivals
+from geophone.perturb.attacks.boundary import rivals
 from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, passed
 
 CANDIDATES = 32
 """Values of which all pairs are tried."""
@@ -74,7 +81,8 @@ class JSMA:
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
         """The attack itself: gradients are on and the model is in evaluation mode."""
         with torch.no_grad():
-            logits = checked_logits(model(x), y, max(classes_of(y), 0 if self.target is None else self.target + 1))
+            least = max(classes_of(y), 0 if self.target is None else self.target + 1)
+            logits = checked_logits(passed(model, x), y, least)
         target = rivals(logits, y, 1)[:, 0] if self.target is None else torch.full_like(y, self.target)
         rows = (target != y).nonzero()[:, 0]
         out, moved, y, target = x.clone(), x[rows], y[rows], target[rows]
@@ -83,9 +91,10 @@ class JSMA:
             if not len(rows):
                 break
             moved = moved.requires_grad_()
-            logits = model(moved)
+            logits = passed(model, moved)
             towards = input_gradient(logits.gather(1, target[:, None])[:, 0], moved, again=True)
-            others = input_gradient(logits.sum(1), moved, again=False) - towards
+            others = input_gradient(logits.sum(1), moved) - towards
+            check_finite([each_sum(towards), each_sum(others)])
             moved = moved.detach()
             free = (moved < 1 if rising > 0 else moved > 0).flatten(1)
             pair, helps = best_pair(rising * towards.flatten(1), -rising * others.flatten(1), free)

@@ -16,7 +16,7 @@ from geophone.perturb.attacks.losses import margin
 from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, passed
 
 
 @PERTURBATIONS.register
@@ -50,6 +50,7 @@ class TranslationRotation(Attack):
     rotations: int = 5
     tries: int = 0
     levels: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75, 1.0)
+    highest: ClassVar[float] = 1.0
     black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class TranslationRotation(Attack):
         with torch.no_grad():
             for motion in range(motions.shape[1]):
                 moved = transformed(x, *motions[:, motion].T)
-                logits = checked_logits(model(moved), y, classes)
+                logits = checked_logits(passed(model, moved), y, classes)
                 gap = margin(logits, y)
                 worst = torch.where((gap > highest)[:, None, None, None], moved, worst)
                 highest = highest.maximum(gap)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.data.split import divided
 from geophone.errors import unknown
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws
@@ -67,7 +68,7 @@ class Corruption:
         rows = max(1, self.chunk // x[0].numel()) if x.device.type == "cpu" else len(x)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         # In half precision k/255 may lie below k/255, and be truncated to (k - 1)/255; there 255·x is whole.
-        exact = x.contiguous() if x.dtype.itemsize > 2 else x.mul(255).float().div_(255)
+        exact = x.contiguous() if x.dtype.itemsize > 2 else divided(x.mul(255).float(), 255)
         with torch.no_grad():
             for start in range(0, len(x), rows):
                 part = slice(start, start + rows)
@@ -82,4 +83,4 @@ class Corruption:
 
 def quantised(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Clipped to [0, 1] and truncated to 256 levels, as `np.uint8(np.clip(x, 0, 1) * 255)` does."""
-    return x.mul(255).clamp_(0, 255).floor_().div_(255)
+    return divided(x.mul(255).clamp_(0, 255).floor_(), 255)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions import filters
 from geophone.perturb.corruptions.base import Corruption
 from geophone.registry import PERTURBATIONS
@@ -46,7 +47,7 @@ class defocus_blur(Corruption):
             filters.shifted_sum(wide, ring.edge_row, 3, bars)
             filters.shifted_sum(bars, ring.column, 2, disks)
             filters.shifted_sum(bars, ring.edge_column, 2, total)
-        return _truncatable(filters.shifted_sum(disks, smooth, 2, total).div_(area))
+        return _truncatable(divided(filters.shifted_sum(disks, smooth, 2, total), area))
 
 
 class Ring(NamedTuple):
@@ -119,7 +120,7 @@ class glass_blur(Corruption):
         sigma, reach, times = constants
         n, c, h, w = x.shape
         soft = _truncatable(filters.gaussian_filter(x, sigma))
-        levels = soft.mul_(255).floor_().div_(255)
+        levels = divided(soft.mul_(255).floor_(), 255)
         if min(h, w) > 2 * reach:
             near = torch.arange(-reach, reach, device=x.device)
             moves = (near[:, None] * w + near).flatten()
@@ -203,7 +204,7 @@ class zoom_blur(Corruption):
         total = x.clone()
         for factor in factors:
             total += filters.clipped_zoom(x, factor)
-        return _truncatable(total.div_(len(factors) + 1))
+        return _truncatable(divided(total, len(factors) + 1))
 
 
 @PERTURBATIONS.register

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.data.split import divided
+
 LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601), as OpenCV and Pillow turn colours grey."""
 
@@ -24,4 +26,4 @@ def tint(colour: tuple[int, int, int], x: Float[Tensor, "n c h w"]) -> Float[Ten
     """A colour in 256 levels for the channels of x: itself for three of them, else its luminance in each."""
     level = sum(weight * value for weight, value in zip(LUMINANCE, colour, strict=True))
     values = colour if x.shape[1] == 3 else (level,) * x.shape[1]
-    return torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None] / 255
+    return divided(torch.tensor(values, dtype=x.dtype, device=x.device), 255)[:, None, None]

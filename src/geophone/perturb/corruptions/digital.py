@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -107,7 +108,7 @@ class contrast(Corruption):
         # In levels, whose sums are exact, so that the mean is the same in any order of summing.
         level = (x * 255).double()
         mean = level.mean((2, 3), keepdim=True)
-        return level.sub_(mean).mul_(constants).add_(mean).div_(255)
+        return divided(level.sub_(mean).mul_(constants).add_(mean), 255)
 
 
 @PERTURBATIONS.register
@@ -138,7 +139,7 @@ class pixelate(Corruption):
         """The corrupted images before clipping and quantisation."""
         height, width = x.shape[2:]
         small = _box_resize(x, max(1, int(width * constants)), 3, unit=255)
-        small = _box_resize(small, max(1, int(height * constants)), 2).div_(255)
+        small = divided(_box_resize(small, max(1, int(height * constants)), 2), 255)
         return _box_resize(_box_resize(small, width, 3), height, 2)
 
 
@@ -151,7 +152,7 @@ def _to_hsv(
     Where v = u, the distance is 0 for the first channel and 1 for the others, and the saturation 0.
     """
     # x·255 is whole for an 8-bit image, in float32 too; dividing it gives the bits that NumPy's uint8/255 has.
-    x = (x * 255).double().div_(255)
+    x = divided((x * 255).double(), 255)
     value, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     spread = value - least
     saturation = (spread / value).nan_to_num_(0.0)
@@ -177,7 +178,7 @@ def _between(
         ((red - green) / spread).add_(4),
         torch.where(green == value, ((blue - red) / spread).add_(2), (green - blue) / spread),
     )
-    hue.div_(6).remainder_(1).mul_(6)
+    divided(hue, 6).remainder_(1).mul_(6)
     sector = hue.floor()
     rise = hue.sub_(sector)
     return torch.where(sector.remainder_(2) == 1, rise, 1 - rise)

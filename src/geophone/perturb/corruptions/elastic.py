@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -71,7 +72,7 @@ class elastic_transform(Corruption):
         if amplitude > 0:
             grid = _displaced(height, width, amplitude, sigma, rng).to(x.dtype)
             level = grid_sample(level, grid, padding_mode="reflection", align_corners=False)
-        return level.add_(2**-12).div_(255)
+        return divided(level.add_(2**-12), 255)
 
 
 def _affine(height: int, width: int, jitter: float, rng: Draws) -> Float[Tensor, "n h w 2"]:

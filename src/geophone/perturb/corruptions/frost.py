@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from geophone.data.split import divided
 from geophone.errors import GeophoneError, unknown
 from geophone.perturb.corruptions.base import Corruption, preset_for
 from geophone.perturb.corruptions.colours import grey
@@ -78,7 +79,7 @@ def frosted(
 ) -> Float[Tensor, "n c h w"]:
     """Images under given ice, which is in 256 levels."""
     ice = ice if x.shape[1] == 3 else grey(ice)
-    return (share * (255 * x) + opacity * ice).div_(255)
+    return divided(share * (255 * x) + opacity * ice, 255)
 
 
 @dataclass(frozen=True)

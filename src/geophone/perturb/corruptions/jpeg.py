@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -45,7 +46,7 @@ class jpeg_compression(Corruption):
         if x.device.type == "cpu" and x.shape[2] * x.shape[3] >= self.large:
             return through_files(x, constants)
         levels = x.mul(255).add_(0.5).floor_()
-        return through_arithmetic(levels.float(), constants).to(x.dtype).div_(255)
+        return divided(through_arithmetic(levels.float(), constants).to(x.dtype), 255)
 
 
 def through_files(x: Float[Tensor, "n c h w"], quality: int) -> Float[Tensor, "n c h w"]:

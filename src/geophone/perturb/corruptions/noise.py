@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
@@ -73,7 +74,7 @@ class shot_noise(Corruption):
         count = _poisson(constants, (x * 255).round_().clamp_(0, 255), rng.normal("noise", *x.shape[1:]))
         # A ratio that is exactly a level (1/3 is level 85) must not be truncated to the one below by rounding. All
         # others lie at least 1/255 of a count from the next level: half of that is added.
-        return count.add_(0.5 / 255).div_(constants)
+        return divided(count.add_(0.5 / 255), constants)
 
 
 @PERTURBATIONS.register

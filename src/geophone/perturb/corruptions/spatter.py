@@ -9,6 +9,7 @@ from jaxtyping import Float, Int16, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import hardshrink, pad
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import tint
 from geophone.perturb.corruptions.filters import gaussian_filter
@@ -97,7 +98,7 @@ def water(liquid: Float[Tensor, "n 1 h w"], threshold: float) -> Float[Tensor, "
     """
     # A level above 255 wraps around, as in the original, whose conversion to uint8 does.
     level = (hardshrink(liquid.clamp(min=0), threshold) * 255).to(torch.int16).bitwise_and_(255)
-    near = (box_sum(chamfer(canny(level, 50, 150))) / 9).to(torch.int16)
+    near = divided(box_sum(chamfer(canny(level, 50, 150))), 9).to(torch.int16)
     # The nearest whole number to a ninth of one is never in doubt.
     rims = (2 * box_sum(emboss(equalised(near))) + 9).floor_divide_(18)
     opacity = level.float() * rims

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from geophone.data.split import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import grey
 from geophone.perturb.corruptions.filters import clipped_zoom, motion_blur
@@ -130,7 +131,7 @@ def flakes(
     layer = clipped_zoom(noise, magnification)
     layer = hardshrink(layer.clamp_(0, 1), threshold).mul_(255).floor_()
     # ImageMagick rounds to 16 bits, of which 8 are kept.
-    return motion_blur(layer, radius, sigma, angle).add_(1 / 514).floor_().div_(255)
+    return divided(motion_blur(layer, radius, sigma, angle).add_(1 / 514).floor_(), 255)
 
 
 def snowy(x: Float[Tensor, "n c h w"], flakes: Float[Tensor, "n 1 h w"], kept: float) -> Float[Tensor, "n c h w"]:

@@ -6,10 +6,11 @@
 >>> for batch in geophone.record(my_model, geophone.load("mnist").test.batches(256), ["layer*.relu*"]): ...
 """
 
+from geophone.claims import Claim, judge
 from geophone.data import ImageData, Split, load
 from geophone.errors import GeophoneError
 from geophone.gradients import input_gradients
-from geophone.measure import measure
+from geophone.measure import compare, measure
 from geophone.metrics import Metric, Undefined, metric
 from geophone.models import load_model
 from geophone.perturb import grid
@@ -33,6 +34,7 @@ __all__ = [
     "PERTURBATIONS",
     "RECIPES",
     "Batch",
+    "Claim",
     "Curve",
     "GeophoneError",
     "ImageData",
@@ -45,10 +47,12 @@ __all__ = [
     "Training",
     "Undefined",
     "attack",
+    "compare",
     "eps_curve",
     "fit",
     "grid",
     "input_gradients",
+    "judge",
     "load",
     "load_model",
     "load_plugin",

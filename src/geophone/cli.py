@@ -98,6 +98,7 @@ def cli() -> None:
 @click.argument("study")
 @click.option("--size", default="demo", show_default=True, metavar="|".join(SIZES), help="How much of the study.")
 @click.option("--seeds", metavar="N,N,…", help="Seeds, such as 0,1,2; default those of the size.")
+@click.option("--set", "switches", multiple=True, metavar="NAME=VALUE", help="A study's own switch; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/STUDY-SIZE]")
 @click.option(
     "--executor",
@@ -114,6 +115,7 @@ def run(
     study: str,
     size: str,
     seeds: str | None,
+    switches: tuple[str, ...],
     out: Path | None,
     executor: str,
     workers: int,
@@ -126,8 +128,9 @@ def run(
     STUDY is a name from `geophone list studies` or a Python file that registers one. Interrupted at any moment, the
     same command continues and ends with the same table.
     """
-    name, made = find_study(study, size, _seeds(seeds))
-    folder = out or Path("runs") / f"{name}-{size}"
+    chosen = _switches(switches)
+    name, made = find_study(study, size, _seeds(seeds), chosen)
+    folder = out or Path("runs") / "-".join((name, size, *chosen.values()))
     files = (*plugins, *([Path(study.partition(".py")[0] + ".py")] if ".py" in study else []))
     with _bars() as bars:
         total = bars.add_task(f"{name} ({size})", total=None)
@@ -325,6 +328,13 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise GeophoneError(f"cannot read the seeds {text!r}: write whole numbers, such as 0,1,2.") from None
+
+
+def _switches(texts: tuple[str, ...]) -> dict[str, str]:
+    for text in texts:
+        if "=" not in text:
+            raise GeophoneError(f"cannot read --set {text!r}: write NAME=VALUE, such as reduce=positions.")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def _executor(kind: str, workers: int, progress: Progress) -> AbstractContextManager[Executor | None]:

@@ -183,6 +183,8 @@ BAD = {
     "unwritable study": (nothing, "run demo --out my.py/out", "cannot make the folder"),
     "wrong study": (nothing, "run demoo", "unknown study 'demoo'. Did you mean 'demo'"),
     "wrong size": (nothing, "run demo --size tiny", "unknown size 'tiny'"),
+    "wrong switch": (nothing, "run selectivity --set reduce", "cannot read --set 'reduce'"),
+    "unknown switch": (nothing, "run demo --set reduce=positions", "unknown switch of the study demo 'reduce'"),
     "wrong seeds": (nothing, "run demo --seeds a,b", "cannot read the seeds 'a,b'"),
     "wrong kind": (nothing, "list model", "unknown kind 'model'. Did you mean 'models'"),
     "missing plug-in": (nothing, "list --plugin absent.py", "no plug-in file at"),

@@ -92,6 +92,26 @@ def test_tiny_imagenet(tmp_path, sorted_val):
     assert np.array_equal(pixels(data.train), np.array(train)[data.train.index])
 
 
+def test_tiny_imagenet_is_found_by_its_folder(tmp_path, monkeypatch):
+    wnids = ("n01443537", "n01629819")
+    folder = tmp_path / "tiny-imagenet-200"
+    fill(folder, "train", 10, classes=wnids, inner="images")
+    val = [save(folder / "val" / "images" / f"val_{i}.png", picture(i)) for i in range(2)]
+    (folder / "val" / "val_annotations.txt").write_text(
+        "".join(f"val_{i}.png\t{wnids[i]}\t0\t0\t62\t62\n" for i in (0, 1))
+    )
+    for root in (tmp_path, folder):
+        data = load(f"tiny_imagenet(root={str(root)!r})")
+        assert data.name == "tiny_imagenet"
+        assert np.array_equal(pixels(data.test), val)
+        assert (len(data.train), len(data.val)) == (18, 2)
+    monkeypatch.setenv("GEOPHONE_DATA", str(tmp_path))
+    assert len(load("tiny_imagenet").test) == 2
+    monkeypatch.setenv("GEOPHONE_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(GeophoneError, match="Unpack tiny-imagenet-200.zip"):
+        load("tiny_imagenet")
+
+
 def test_jpegs_of_any_suffix_are_decoded_as_pillow_does(tmp_path):
     paths = [tmp_path / "ant" / name for name in ("a.jpg", "b.jpeg", "c.JPEG", "d.JPG")]
     for i, path in enumerate(paths):

@@ -34,6 +34,12 @@ def test_sizes():
     # 1 × 1 projections at the two halvings add 2,752 weights to the paper's parameter-free shortcuts.
     assert sum(p.numel() for p in twenty.parameters()) == 272_474
     assert sum(p.numel() for p in eighteen.parameters()) == 11_173_962
+    # A stem of 7 × 7 has 64·3·(49 - 9) weights more, and halves the image.
+    large = ResNet18(10, *rgb, stem=7)
+    assert sum(p.numel() for p in large.parameters()) == 11_173_962 + 64 * 3 * 40
+    assert large.conv1(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 32, 32)
+    with pytest.raises(GeophoneError, match="stem=5"):
+        ResNet18(10, *rgb, stem=5)
 
 
 def test_normalise_is_inside():

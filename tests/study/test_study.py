@@ -21,6 +21,7 @@ from geophone.registry import STUDIES
 from geophone.report import write_report
 from geophone.stats import Moments
 from geophone.study import Comparison, Demo, Job, Selectivity, find_study, process_executor, run_job, run_study
+from geophone.study.selectivity import SelectivityTinyImageNet
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
 from geophone.types import describe
@@ -225,11 +226,14 @@ def test_networks_are_compared_and_claims_judged_when_all_are_trained(tmp_path):
     assert shard.read_bytes() == before
 
 
+@pytest.mark.parametrize("cls", [Selectivity, SelectivityTinyImageNet])
 @pytest.mark.parametrize("size", ["demo", "small", "full"])
-def test_the_selectivity_study_expands_to_jobs_that_can_run(size):
-    study = Selectivity(size=size)
-    jobs = [job.resolved() for job in study.jobs()]
-    assert len({job.id for job in jobs}) == len(jobs) == len(study.recipes()) * study.setting["seeds"]
+def test_the_selectivity_study_expands_to_jobs_that_can_run(cls, size):
+    study = cls(size=size)
+    every = study.jobs()
+    assert len({job.id for job in every}) == len(every) == len(study.recipes()) * study.setting["seeds"]
+    jobs = [job.resolved() for job in every[: len(study.recipes())]]
+    assert {job.seed for job in jobs} == {0}
     assert len(study.comparisons()) == (len(study.sweep()) - 1) * study.setting["seeds"] + study.setting["seeds"] - 1
     named = {job.recipe for job in jobs}
     for claim in study.claims():
@@ -237,7 +241,7 @@ def test_the_selectivity_study_expands_to_jobs_that_can_run(size):
             assert str(rule)
             for recipe in getattr(rule, "recipes", None) or getattr(rule, "candidates", None) or ():
                 assert recipe in named
-    assert (len(study.sweep()) == 23) == (size == "full")
+    assert (len(study.sweep()) == 23) == (study == Selectivity("full"))
 
 
 def test_switches_of_the_selectivity_study():
@@ -247,6 +251,10 @@ def test_switches_of_the_selectivity_study():
     assert job.layers == ("layer?.?",)
     assert "granularity='blocks'" in job.recipe
     assert job.recipe in blocks.sweep()
+    by_text = find_study("selectivity", "full", None, {"granularity": "blocks", "reduce": "positions"})
+    assert by_text == ("selectivity", blocks)
+    with pytest.raises(GeophoneError, match=r"unknown switch of the study selectivity 'layers'.*reduce, granularity"):
+        find_study("selectivity", "full", None, {"layers": "blocks"})
     for wrong in ({"granularity": "units"}, {"reduce": "mean"}, {"size": "tiny"}):
         with pytest.raises(GeophoneError, match="unknown"):
             Selectivity(**wrong)

@@ -10,7 +10,7 @@ from geophone.data.augment import crop_flip
 from geophone.data.catalogue import as_split, load
 from geophone.data.cifar import cifar10, cifar100
 from geophone.data.corrupted import cifar10_c, cifar100_c, imagenet_c, tiny_imagenet_c
-from geophone.data.folders import imagefolder
+from geophone.data.folders import imagefolder, tiny_imagenet
 from geophone.data.idx import fashion_mnist, mnist
 from geophone.data.split import ImageData, Split
 
@@ -31,5 +31,6 @@ __all__ = [
     "mnist",
     "npz",
     "synthetic",
+    "tiny_imagenet",
     "tiny_imagenet_c",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from geophone.data import places
 from geophone.data.split import ImageData, Split, assemble, make_split
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import DATASETS
@@ -59,6 +61,34 @@ def imagefolder(path: Path | str, size: int | None = None) -> ImageData:
     splits = {part: _read(files, classes, mode, path, size) for part, files in found.items()}
     val = splits[validation[0]] if validation else None
     return assemble(path.resolve().name, tuple(classes), splits["test"], splits.get("train"), val)
+
+
+@DATASETS.register
+def tiny_imagenet(root: Path | str | None = None) -> ImageData:
+    """Tiny ImageNet: 64×64 colour photographs of 200 classes; 90,000 train, 10,000 validation, 10,000 test.
+
+    The official validation images are the test part, since the official test has no labels; a tenth of the training
+    images, the same number of each class, are the validation part.
+
+    Args:
+        root: The folder `tiny-imagenet-200` or the one that it is in, looked in first; then `$GEOPHONE_DATA`, the
+            user's cache, the system's folders. It is never downloaded.
+
+    Raises:
+        GeophoneError: not found, or as `imagefolder`.
+
+    References:
+        Le & Yang 2015, Tiny ImageNet Visual Recognition Challenge.
+    """
+    folder = "tiny-imagenet-200"
+    for place in places.candidates((folder,), root):
+        if (place / "train").is_dir() and (place / "val" / "val_annotations.txt").is_file():
+            return replace(imagefolder(place), name="tiny_imagenet")
+    looked = ", ".join(str(base) for base in places.search_path(root))
+    raise GeophoneError(
+        f"Tiny ImageNet was not found: looked for the folder {folder} in {looked}. Unpack tiny-imagenet-200.zip to "
+        f"{places.cache() / folder} or into a folder that $GEOPHONE_DATA names."
+    )
 
 
 def _labelled(folder: Path) -> list[tuple[Path, str]]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geophone.errors import GeophoneError
 from geophone.registry import MODELS
 
 
@@ -77,18 +78,28 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network of basic blocks with a 3 × 3 stem: stages of given widths and depths, each but the first halved.
+    """Residual network of basic blocks: stages of given widths and depths, each but the first halved.
+
+    The stem is a 3 × 3 convolution of stride 1, or with `stem=7` one of 7 × 7 and stride 2; there is no max-pool.
 
     References:
         He et al. 2016, arXiv:1512.03385.
     """
 
     def __init__(
-        self, classes: int, mean: Sequence[float], std: Sequence[float], widths: Sequence[int], blocks: Sequence[int]
+        self,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        stem: int = 3,
     ) -> None:
+        if stem not in (3, 7):
+            raise GeophoneError(f"stem={stem}: allowed are 3 (3 × 3, stride 1) and 7 (7 × 7, stride 2).")
         super().__init__()
         self.normalise = Normalise(mean, std)
-        self.conv1 = nn.Conv2d(len(mean), widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(len(mean), widths[0], stem, 1 if stem == 3 else 2, padding=stem // 2, bias=False)
         self.norm1 = nn.BatchNorm2d(widths[0])
         self.relu1 = nn.ReLU(inplace=True)
         before = widths[0]
@@ -121,10 +132,10 @@ class ResNet20(ResNet):
 
 
 class ResNet18(ResNet):
-    """Four stages of two blocks, widths 64 to 512, with the CIFAR stem (3 × 3, stride 1, no max-pool); 17 ReLUs."""
+    """Four stages of two blocks, widths 64 to 512, without max-pool; 17 ReLUs. See `ResNet` for the stem."""
 
-    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(classes, mean, std, (64, 128, 256, 512), (2, 2, 2, 2))
+    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], stem: int = 3) -> None:
+        super().__init__(classes, mean, std, (64, 128, 256, 512), (2, 2, 2, 2), stem)
 
 
 @MODELS.register
@@ -140,6 +151,6 @@ def resnet20(classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Mo
 
 
 @MODELS.register
-def resnet18(classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """ResNet18 with a CIFAR stem: 4 stages × 2 blocks, widths 64 to 512."""
-    return ResNet18(classes, mean, std)
+def resnet18(classes: int, mean: Sequence[float], std: Sequence[float], stem: int = 3) -> nn.Module:
+    """ResNet18: 4 stages × 2 blocks, widths 64 to 512; the stem 3 × 3 (CIFAR) or, for larger images, 7 (stride 2)."""
+    return ResNet18(classes, mean, std, stem)

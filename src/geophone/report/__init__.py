@@ -26,6 +26,7 @@ from geophone.report.panels import (
     relation_title,
     robust_panels,
 )
+from geophone.report.sweep import sweep_figures, sweep_of
 from geophone.report.words import measure
 
 __all__ = ["report_page", "write_report"]
@@ -53,7 +54,7 @@ def write_report(out: Path, page: Path | None = None) -> Path:
         table = table.filter(pl.col("job").is_in(provenance["jobs"]))
     found = findings(_checked(table))
     for name, spec in _figures(found).items():
-        drawn = vl_convert.vegalite_to_svg(spec, vl_version=charts.VEGA_LITE)
+        drawn = charts.svg(spec)
         with replacing(out / "figures" / f"{name}.svg") as temporary:
             temporary.write_text(drawn, encoding="utf-8")
         with replacing(out / "figures" / f"{name}.png") as temporary:
@@ -120,4 +121,5 @@ def _figures(found: Findings) -> dict[str, charts.Spec]:
         made["relation"] = charts.figure_relation(
             *relation_chart(found, width=440), found.series, relation_title(found)
         )
-    return made
+    sweep = sweep_of(found.table)
+    return made if sweep is None else {**made, **sweep_figures(sweep)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 import polars as pl
+import vl_convert
 
 from geophone.report.words import measure
 
@@ -33,6 +34,11 @@ def style(place: int) -> dict[str, Any]:
         "shape": SHAPES[place % len(SHAPES)],
         "dash": DASHES[place // len(COLOURS) % len(DASHES)],
     }
+
+
+def svg(spec: Spec) -> str:
+    """The chart drawn."""
+    return vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
 
 
 def filled(spec: Spec, rows: Rows) -> Spec:
@@ -170,7 +176,7 @@ def scatter(kind: str, series: Sequence[str], geometry: str, robustness: str, wi
             alt.Tooltip("y:Q", title=measure(robustness).title, format=".4~f"),
         ],
     )
-    return _styled(points)
+    return styled(points)
 
 
 def heading(title: str, under: str = "", size: int = 13) -> dict[str, Any]:
@@ -288,7 +294,7 @@ def _lines(
     )
     points = base.mark_point(size=18 if small else 42, filled=True, opacity=1)
     points = points.encode(y=y, shape=_shape(series), tooltip=tooltip)
-    return _styled(alt.layer(band, line, points, data=alt.Data(name="rows"), height=height))
+    return styled(alt.layer(band, line, points, data=alt.Data(name="rows"), height=height))
 
 
 def _colour(series: Sequence[str]) -> alt.Color:
@@ -305,7 +311,8 @@ def _quiet() -> alt.Axis:
     return alt.Axis(format="~g", tickCount=6, grid=True)
 
 
-def _styled(chart: alt.Chart | alt.LayerChart) -> Spec:
+def styled(chart: alt.Chart | alt.LayerChart) -> Spec:
+    """The specification in the style of all charts."""
     spec: Spec = chart.configure(
         font=FONT,
         axis=alt.AxisConfig(

@@ -26,6 +26,7 @@ from geophone.report.panels import (
 )
 from geophone.report.scorecard import radii_table, score_section
 from geophone.report.summary import OWN_SPREAD, profile_metrics, thinned
+from geophone.report.sweep import sweep_section
 from geophone.report.verdicts import claims_section
 from geophone.report.words import SOURCES, SPACE, decimal, measure, p_value
 
@@ -45,6 +46,7 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str, claims
         score_section(found),
         _breaking(found, specs),
         _layers(found, carried, omitted, specs),
+        sweep_section(found.table),
         _relations(found, specs),
         _everything(found, omitted),
         _provenance(provenance),

@@ -58,6 +58,40 @@ MEASURES: dict[str, Measure] = {
         "classes; 1: to one class only. Higher: more class-selective units.",
         gloss="how much units prefer one class",
     ),
+    "eta_squared": Measure(
+        "Variance between classes, share",
+        "Mean over units of the share of a unit's variance that lies between classes (η²). Does not change when a "
+        "constant is added to a unit. Higher: more class information in single units.",
+    ),
+    "mean_response": Measure(
+        "Mean response", "Mean over units of their mean response: the baseline that class selectivity falls with.", None
+    ),
+    "two_nn": Measure(
+        "Intrinsic dimension (TwoNN)",
+        "Dimension of the manifold of responses, from the distances to the two nearest neighbours. Higher: more.",
+        (0.0, inf),
+        "how many dimensions the manifold of responses has",
+    ),
+    "input_gradient_norm": Measure(
+        "Input gradient of units",
+        "Mean over images and units of the l2 norm of the gradient of a unit's mean response by the image.",
+        (0.0, inf),
+    ),
+    "input_gradient_cv_samples": Measure(
+        "Variability of input gradients over images",
+        "Coefficient of variation over images of a unit's gradient norm, mean over units. Higher: fewer images at a "
+        "time move the unit.",
+        (0.0, inf),
+    ),
+    "input_gradient_cv_units": Measure(
+        "Variability of input gradients over units",
+        "Coefficient of variation over units of their mean gradient norm. Higher: units differ more.",
+        (0.0, inf),
+    ),
+    "pwcca": Measure(
+        "PWCCA",
+        "Projection-weighted canonical correlation between two networks' responses. 1: alike up to a linear map.",
+    ),
     "class_selectivity_floor": Measure(
         "Class selectivity with shuffled labels",
         "The class selectivity that chance alone gives with these many images. Selectivity near it means nothing.",

@@ -1,7 +1,7 @@
 """What a study is, and the studies of the package."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -62,8 +62,12 @@ def study(name: str) -> Callable[[C], C]:
     return register
 
 
-def find_study(text: str, size: str, seeds: tuple[int, ...] | None) -> tuple[str, Study]:
+def find_study(
+    text: str, size: str, seeds: tuple[int, ...] | None, switches: Mapping[str, str] | None = None
+) -> tuple[str, Study]:
     """A study's name and the study: a registered one, or the one that a Python file registers.
+
+    `switches` are values for its other fields, such as `{"reduce": "positions"}`.
 
     Raises:
         GeophoneError: unknown study or size, no study in the file, or several.
@@ -81,8 +85,13 @@ def find_study(text: str, size: str, seeds: tuple[int, ...] | None) -> tuple[str
         if not name and len(own) > 1:
             raise GeophoneError(f"{path} has several studies: {', '.join(own)}. Choose one as {path}:{own[0]}.")
         text = name or own[0]
+    cls = STUDIES[text]
+    known_fields = [one.name for one in fields(cls) if one.name not in ("size", "seeds")] if is_dataclass(cls) else []
+    for name in switches or {}:
+        if name not in known_fields:
+            raise unknown(f"switch of the study {text}", name, known_fields)
     try:
-        made: Study = STUDIES[text](size=size, seeds=seeds)
+        made: Study = cls(size=size, seeds=seeds, **(switches or {}))
     except TypeError as error:
         raise GeophoneError(f"the study {text} needs the fields `size` and `seeds`: {error}.") from error
     return text, made

@@ -1,0 +1,263 @@
+"""Figures of a sweep: recipes that differ in one number, such as alpha, drawn as a paper would draw them."""
+
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import altair as alt
+import polars as pl
+
+from geophone.report import charts
+from geophone.report.markup import text
+from geophone.report.summary import over_networks
+from geophone.report.words import in_255ths, measure
+from geophone.scores import type_of
+
+FEWEST = 4
+"""Values of the number below which there is no sweep to draw."""
+
+NEGATIVE, ZERO, POSITIVE = ("#08306b", "#9ecae1"), "#000000", ("#fcae91", "#99000d")
+WHOLE = pl.col("layer").is_null()
+NETWORK = ["job", "seed", "swept", "model", "dataset", "metric"]
+_RECIPE = re.compile(r"(\w+)\((\w+)=(-?[\d.e+/-]+)\)")
+Panel = tuple[charts.Spec, charts.Rows]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The networks of a sweep.
+
+    Attributes:
+        name: The number that differs: `alpha`.
+        rows: Their rows of the table, with the number in the column `swept`.
+        values: The number's values, ascending.
+    """
+
+    name: str
+    rows: pl.DataFrame
+    values: list[float]
+
+    def colour(self) -> alt.Color:
+        """Blue below 0, black at 0, red above; stronger further away."""
+        below = [v for v in self.values if v < 0]
+        above = [v for v in self.values if v > 0]
+        colours = [*_between(*NEGATIVE, len(below)), *([ZERO] if 0 in self.values else [])]
+        colours += _between(*POSITIVE, len(above))
+        legend = alt.Legend(title=self.name, orient="right", symbolType="circle", symbolOpacity=1, symbolStrokeWidth=0)
+        scale = alt.Scale(domain=self.values, range=colours)
+        return alt.Color("swept:N", scale=scale, sort=self.values, legend=legend)
+
+
+def sweep_of(table: pl.DataFrame) -> Sweep | None:
+    """The sweep with the most values, if a table has one; `Standard` is its 0."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for recipe in table["recipe"].drop_nulls().unique(maintain_order=True):
+        if match := _RECIPE.fullmatch(recipe):
+            kind, name, number = match.groups()
+            found.setdefault((kind, name), {})[recipe] = float(Fraction(number))
+    if not found:
+        return None
+    (_, name), values = max(found.items(), key=lambda one: len(one[1]))
+    if "Standard" in table["recipe"]:
+        values["Standard"] = 0.0
+    if len(values) < FEWEST:
+        return None
+    rows = table.filter(pl.col("recipe").is_in(list(values)) & pl.col("unit").is_null())
+    swept = pl.col("recipe").replace_strict(values, return_dtype=pl.Float64)
+    return Sweep(name, rows.with_columns(swept=swept), sorted(values.values()))
+
+
+def sweep_figures(sweep: Sweep) -> dict[str, charts.Spec]:
+    """The figures that the table has rows for, by their file's name."""
+    made = {
+        "sweep_accuracy": ("Accuracy against class selectivity", [_scatter(sweep)]),
+        "sweep_corruption": ("Accuracy under corruption", _corruption(sweep)),
+        "sweep_corruption_types": ("Accuracy under each type of corruption", _types(sweep)),
+        "sweep_attack": ("Accuracy under attack", _attacks(sweep)),
+        "sweep_dimensionality": ("Dimensionality by layer, clean images", _clean_dimensions(sweep)),
+        "sweep_difference": ("Dimensionality of the difference, perturbed less clean, by layer", _differences(sweep)),
+        "sweep_gradients": ("Input-unit gradients by layer", _gradients(sweep)),
+    }
+    return {name: _figure(title, kept) for name, (title, some) in made.items() if (kept := [p for p in some if p])}
+
+
+def sweep_section(table: pl.DataFrame) -> str:
+    """The figures under one heading, as pictures; empty without a sweep."""
+    sweep = sweep_of(table)
+    if sweep is None:
+        return ""
+    pictures = "".join(
+        f'<img class="figure" alt="{text(spec["title"]["text"])}" '
+        f'src="data:image/svg+xml;base64,{b64encode(charts.svg(spec).encode()).decode()}">'
+        for spec in sweep_figures(sweep).values()
+    )
+    return (
+        f'<section id="sweep"><h2>Over {text(sweep.name)}</h2>\n'
+        f'<p class="caption">Recipes that differ in {text(sweep.name)} alone; Standard is 0. The same figures lie in '
+        f"the folder figures/.</p>\n{pictures}</section>"
+    )
+
+
+def _figure(title: str, panels: list[Panel]) -> charts.Spec:
+    cells = [{k: v for k, v in charts.filled(*panel).items() if k not in ("config", "$schema")} for panel in panels]
+    caption = (
+        "Mean over seeds; bars and bands: 95 % interval of that mean" if len(panels) > 1 else "One point per network"
+    )
+    head = charts.heading(title, caption, size=16)
+    return {
+        "$schema": panels[0][0]["$schema"],
+        "title": head,
+        "columns": 3 if len(cells) < 7 else 5,
+        "concat": cells,
+        "config": {**panels[0][0]["config"], "concat": {"spacing": 24}},
+    }
+
+
+def _scatter(sweep: Sweep) -> Panel | None:
+    """One point a network: accuracy against mean selectivity; dashed, the mean at 0."""
+    clean = sweep.rows.filter(WHOLE & (pl.col("family") == "clean"))
+    wide = clean.filter(pl.col("metric").is_in(["accuracy", "class_selectivity"])).pivot(
+        on="metric", index=["job", "seed", "swept"], values="value", aggregate_function="first"
+    )
+    if not {"accuracy", "class_selectivity"} <= set(wide.columns):
+        return None
+    plain = wide.filter(pl.col("swept") == 0)["accuracy"].mean()
+    x = alt.X("class_selectivity:Q", title="mean class selectivity", scale=alt.Scale(zero=False, padding=12))
+    y = alt.Y("accuracy:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False, padding=12))
+    base = alt.Chart()
+    points = base.mark_point(filled=True, size=70, opacity=0.85).encode(x=x, y=y, color=sweep.colour())
+    line = base.mark_rule(strokeDash=[4, 3], color="#777").encode(y=alt.datum(plain))
+    layers = [points] if plain is None else [line, points]
+    return charts.styled(alt.layer(*layers, data=alt.Data(name="rows"), width=420, height=280)), wide.drop(
+        "job"
+    ).to_dicts()
+
+
+def _corruption(sweep: Sweep) -> list[Panel | None]:
+    """Mean over types and severities, plain and over clean accuracy, against the number."""
+    accuracy = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy"))
+    per_type = accuracy.filter(pl.col("family") == "corruption").group_by(*NETWORK, "perturbation")
+    mean = per_type.agg(pl.col("value").mean()).group_by(NETWORK).agg(pl.col("value").mean())
+    clean = accuracy.filter(pl.col("family") == "clean").select("job", clean="value")
+    relative = mean.join(clean, on="job")
+    relative = relative.with_columns(value=pl.col("value") / pl.col("clean"), metric=pl.lit("accuracy_relative"))
+    return [_over_number(sweep, mean, "corrupted accuracy"), _over_number(sweep, relative, "over clean accuracy")]
+
+
+def _types(sweep: Sweep) -> list[Panel | None]:
+    rows = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy") & (pl.col("family") == "corruption"))
+    mean = rows.group_by(*NETWORK, "perturbation").agg(pl.col("value").mean())
+    names = rows["perturbation"].unique().sort()
+    parts = ((name, mean.filter(pl.col("perturbation") == name)) for name in names)
+    return [_over_number(sweep, part, type_of(name) or name, small=True) for name, part in parts]
+
+
+def _over_number(sweep: Sweep, rows: pl.DataFrame, title: str, small: bool = False) -> Panel | None:
+    """Means with intervals against the swept number, evenly spaced."""
+    if rows.is_empty():
+        return None
+    x = alt.X("swept:O", title=sweep.name, sort=sweep.values, axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
+    y = alt.Y("value:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False, padding=6))
+    width, height = (130, 100) if small else (300, 240)
+    base = alt.Chart()
+    bars = base.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q")
+    line = base.mark_line(color="#bbb", strokeWidth=1).encode(x=x, y=y)
+    points = base.mark_point(filled=True, size=30 if small else 60, opacity=1).encode(x=x, y=y)
+    coloured = [layer.encode(color=sweep.colour()) for layer in (bars, points)]
+    layers = alt.layer(line, *coloured, data=alt.Data(name="rows"), title=title, width=width, height=height)
+    spec = charts.styled(layers)
+    return spec, _over_seeds(rows)
+
+
+def _attacks(sweep: Sweep) -> list[Panel | None]:
+    """Accuracy over the level of each attack, a line for each value."""
+    rows = sweep.rows.filter(WHOLE & (pl.col("family") == "attack"))
+    rows = rows.filter(pl.col("metric").is_in(["accuracy", "robust_accuracy"]))
+    clean = sweep.rows.filter(WHOLE & (pl.col("family") == "clean") & (pl.col("metric") == "accuracy"))
+    made: list[Panel | None] = []
+    for metric, name in rows.select("metric", "perturbation").unique(maintain_order=True).rows():
+        part = rows.filter((pl.col("perturbation") == name) & (pl.col("metric") == metric) & (pl.col("level") > 0))
+        if part["level"].n_unique() < 3:
+            continue
+        levels = part["level"].unique().sort().to_list()
+        part = pl.concat([clean.with_columns(level=pl.lit(0.0), metric=pl.lit(metric)), part])
+        steps = "Steps" in name
+        scaled = in_255ths(name) and not steps
+        title = "steps" if steps else "eps, in 255ths" if scaled else "eps"
+        expression = "format(datum.value * 255, '.3~g')" if scaled else "format(datum.value, '.3~g')"
+        axis = alt.Axis(values=[0, *levels], labelExpr=expression, labelOverlap="greedy")
+        scale = alt.Scale(type="symlog", constant=min(levels), nice=False)
+        x = alt.X("level:Q", title=title, axis=axis, scale=scale)
+        made.append(_lines(sweep, part, x, "level", name, "%"))
+    return made
+
+
+def _profile(sweep: Sweep, metric: str, title: str, family: str = "clean", only: pl.Expr | None = None) -> Panel | None:
+    """A measure over depth, a line for each value; the mean over the perturbations that `only` chooses."""
+    rows = sweep.rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric))
+    rows = rows.filter((pl.col("family") == family) & (pl.lit(True) if only is None else only))
+    rows = rows.drop_nulls("value")
+    if rows.is_empty():
+        return None
+    keys = [*NETWORK, "layer", "depth"]
+    rows = rows.group_by(*keys, "perturbation").agg(pl.col("value").mean())
+    rows = rows.group_by(keys).agg(pl.col("value").mean())
+    depths = rows["depth"].unique().sort().to_list()
+    x = alt.X("depth:Q", title="layer", axis=alt.Axis(values=depths, format="d"), scale=alt.Scale(nice=False))
+    return _lines(sweep, rows, x, "depth", title, ".3~f")
+
+
+def _clean_dimensions(sweep: Sweep) -> list[Panel | None]:
+    shares = [_profile(sweep, f"pca_fraction_{p}", f"PCA, {p} % of variance, share of units") for p in (95, 90, 99)]
+    return [*shares, _profile(sweep, "two_nn", measure("two_nn").title)]
+
+
+def _differences(sweep: Sweep) -> list[Panel | None]:
+    metric, panels = "difference_fraction_95", []
+    panels.append(_profile(sweep, metric, "corruptions", "corruption"))
+    steps = sweep.rows.filter(pl.col("perturbation") == "PGDSteps")["level"].unique().to_list()
+    if steps:
+        near = min(steps, key=lambda level: abs(level - 40))
+        only = (pl.col("perturbation") == "PGDSteps") & (pl.col("level") == near)
+        panels.append(_profile(sweep, metric, f"PGD, {near:g} steps", "attack", only))
+    for level in sweep.rows.filter(pl.col("family") == "matched")["level"].unique().sort():
+        attack = pl.col("perturbation").str.contains("PGD")
+        for words, only in (("corruptions", ~attack), ("PGD", attack)):
+            chosen = only & (pl.col("level") == level)
+            panels.append(_profile(sweep, metric, f"{words}, scaled to l2 = {level:g}", "matched", chosen))
+    return panels
+
+
+def _gradients(sweep: Sweep) -> list[Panel | None]:
+    return [
+        _profile(sweep, metric, measure(metric).title)
+        for metric in ("input_gradient_cv_samples", "input_gradient_cv_units", "input_gradient_norm")
+    ]
+
+
+def _lines(sweep: Sweep, rows: pl.DataFrame, x: alt.X, place: str, title: str, form: str) -> Panel:
+    y = alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5), scale=alt.Scale(zero=False))
+    base = alt.Chart().encode(x=x, color=sweep.colour())
+    band = base.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    line = base.mark_line(strokeWidth=1.7).encode(y=y)
+    points = base.mark_point(filled=True, size=26, opacity=1).encode(y=y)
+    layers = alt.layer(band, line, points, data=alt.Data(name="rows"), title=title, width=270, height=220)
+    spec = charts.styled(layers)
+    return spec, _over_seeds(rows, [place])
+
+
+def _over_seeds(rows: pl.DataFrame, where: Sequence[str] = ()) -> charts.Rows:
+    """Mean over networks with its interval, for each value of the number: see `over_networks`."""
+    own = pl.lit(None, pl.Float64)
+    series = rows.with_columns(series=pl.col("swept").cast(pl.String), low=own, high=own)
+    made = over_networks(series, [*where, "metric"]).with_columns(swept=pl.col("series").cast(pl.Float64))
+    return made.sort("swept", *where).select("swept", *where, "value", "low", "high").to_dicts()
+
+
+def _between(first: str, last: str, n: int) -> list[str]:
+    """N colours from one to the other."""
+    ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (first, last)]
+    shares = [i / max(1, n - 1) for i in range(n)]
+    return ["#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True)) for share in shares]

@@ -10,7 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.compare import HEAD, ratio
 from geophone.data import ImageData, Split, fashion_mnist_mini
+from geophone.errors import GeophoneError
 from geophone.models import resnet20, small_cnn
+from geophone.models.load import import_torchvision
 from geophone.perturb import LinfAPGD, LinfPGD
 from geophone.perturb.attacks.fold import folded
 from geophone.rng import draws
@@ -118,11 +120,12 @@ def libraries(model: nn.Module, batch: Batch, eps: float) -> Iterator[tuple[str,
         except ImportError:
             print("pyautoattack is not installed")
         try:
+            import_torchvision()  # which adv-lib imports; beside some builds of torch it needs help
             from adv_lib.attacks import apgd, pgd_linf
 
             yield "adv-lib pgd_linf", lambda: pgd_linf(model, x, y, eps, steps=STEPS, absolute_step_size=step)
             yield "adv-lib apgd", lambda: apgd(model, x, y, eps, norm=float("inf"), n_iter=STEPS)
-        except (ImportError, RuntimeError):
+        except (ImportError, RuntimeError, GeophoneError):
             print("adv-lib is not installed (or not importable beside this torch)")
         try:
             from art.attacks.evasion import ProjectedGradientDescent

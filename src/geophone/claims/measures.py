@@ -161,6 +161,12 @@ def matching(patterns: Sequence[str], table: pl.DataFrame) -> list[str]:
     return list(found)
 
 
+def listed(names: str | tuple[str, ...]) -> str:
+    """Names in a sentence: all of them up to three, else how many and between which."""
+    every = as_tuple(names)
+    return " and ".join(every) if len(every) <= 3 else f"{len(every)} recipes from {every[0]} to {every[-1]}"
+
+
 def as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
     """One name as a tuple of one."""
     return (names,) if isinstance(names, str) else names

@@ -14,7 +14,17 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import nct, norm, t
 
-from geophone.claims.measures import AtHalf, Measure, NoRows, as_tuple, by_perturbation, half_levels, matching, measured
+from geophone.claims.measures import (
+    AtHalf,
+    Measure,
+    NoRows,
+    as_tuple,
+    by_perturbation,
+    half_levels,
+    listed,
+    matching,
+    measured,
+)
 from geophone.errors import GeophoneError
 from geophone.relate import cluster_weights, exchanges, permutation_p, rank_correlation
 
@@ -127,7 +137,7 @@ class Correlation:
 
     def __str__(self) -> str:
         held = f", with {self.held} held fixed" if self.held else ""
-        among = f", over {' and '.join(as_tuple(self.among))}" if self.among else ""
+        among = f", over {listed(self.among)}" if self.among else ""
         name = "partial rank correlation" if self.held else "rank correlation"
         return f"The {name} of {self.x} with {self.y}{held}{among} is {_words(self.sign, 'positive', 'negative')}."
 
@@ -209,7 +219,7 @@ class Selection:
     recipes: str | tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.measure} in {' and '.join(as_tuple(self.recipes))}"
+        return f"{self.measure} in {listed(self.recipes)}"
 
 
 @dataclass(frozen=True)
@@ -244,10 +254,10 @@ class Difference:
 
     def __str__(self) -> str:
         if self.a.measure == self.b.measure:
-            a, b = (" and ".join(as_tuple(side.recipes)) for side in (self.a, self.b))
+            a, b = (listed(side.recipes) for side in (self.a, self.b))
             what = f"{_capital(self.a.measure)}, {a} less {b},"
         elif self.a.recipes == self.b.recipes:
-            what = f"{_capital(self.a.measure)} less {self.b.measure}, in {' and '.join(as_tuple(self.a.recipes))},"
+            what = f"{_capital(self.a.measure)} less {self.b.measure}, in {listed(self.a.recipes)},"
         else:
             what = f"{_capital(self.a)} less {self.b}"
         return f"{what} is {_words(self.sign, 'above', 'below')} {self.threshold:g}."
@@ -365,7 +375,7 @@ class Best:
     def __str__(self) -> str:
         return (
             f"{_capital(self.measure)} is {_words(self.sign, 'higher', 'lower')} in the best of "
-            f"{' and '.join(as_tuple(self.candidates))} than in {self.reference}."
+            f"{listed(self.candidates)} than in {self.reference}."
         )
 
     def __call__(self, table: pl.DataFrame) -> Outcome:

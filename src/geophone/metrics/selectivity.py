@@ -70,7 +70,7 @@ def eta_squared(means: ClassMeans) -> Float[Tensor, " d"]:
     (k - 1)/(n - 1) in expectation for normal responses. A unit that does not vary has no value.
 
     Raises:
-        Undefined: fewer than two classes.
+        Undefined: fewer than two classes, or no unit that varies.
 
     References:
         Fisher 1925, Statistical Methods for Research Workers, §45.
@@ -83,6 +83,8 @@ def eta_squared(means: ClassMeans) -> Float[Tensor, " d"]:
     total = between + means.within
     # What varies by no more than float32 rounds the responses does not vary.
     varies = total > means.n * (2.0**-23 * mean) ** 2
+    if not bool(varies.any()):
+        raise Undefined("the responses do not vary")
     return torch.where(varies, between / total, torch.nan)
 
 

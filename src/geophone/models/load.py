@@ -178,7 +178,7 @@ def _with_normalisation(model: nn.Module, mean: Sequence[float], std: Sequence[f
 
 
 def _timm(name: str) -> nn.Module:
-    _torchvision_module()
+    import_torchvision()
     timm = _extra("timm")
     try:
         model = timm.create_model(name, pretrained=True)
@@ -188,7 +188,7 @@ def _timm(name: str) -> nn.Module:
 
 
 def _torchvision(name: str) -> nn.Module:
-    models = _torchvision_module().models
+    models = import_torchvision().models
     try:
         model = models.get_model(name, weights="DEFAULT")
     except Exception as error:  # unknown name, no network, broken download
@@ -206,7 +206,7 @@ def _extra(name: str) -> Any:
         raise GeophoneError(f"{name} is not installed. Run: pip install 'geophone[{name}]'") from None
 
 
-def _torchvision_module() -> Any:
+def import_torchvision() -> Any:
     """Torchvision, also beside a CPU build of torch.
 
     There its wheel cannot load its compiled operators and fails on import because two of them are unknown; with their

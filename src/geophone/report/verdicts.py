@@ -21,12 +21,16 @@ def claims_section(claims: pl.DataFrame | None) -> str:
     """A table with a row for each claim and a further one for each of its parts; empty without claims."""
     if claims is None or claims.is_empty():
         return ""
-    bodies = "".join(_claim(part.to_dicts()) for _, part in claims.group_by("claim", maintain_order=True))
-    heads = ("Verdict", "Claim", "Found [95 %]", "Networks", "Where our setting differs")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    settings = claims["differs"].drop_nulls().unique().to_list()
+    common = settings[0] if len(settings) == 1 else ""  # said once, over the table
+    rows = claims.with_columns(differs=pl.lit("")) if common else claims
+    bodies = "".join(_claim(part.to_dicts()) for _, part in rows.group_by("claim", maintain_order=True))
+    aside = "Assumed" if common else "Where our setting differs"
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Verdict", "Claim", "Found [95 %]", "Networks", aside))
+    differs = f'<p class="caption"><b>Where our setting differs:</b> {text(common)}.</p>\n' if common else ""
     return (
         f'<section id="claims"><h2>Claims</h2>\n<p class="finding">{_tally(claims)}</p>\n'
-        f'<p class="caption">{CAPTION}</p>\n'
+        f'<p class="caption">{CAPTION}</p>\n{differs}'
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of claims">'
         f'<table class="claims"><thead><tr>{head}</tr></thead>{bodies}</table></div></section>'
     )

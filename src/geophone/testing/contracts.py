@@ -20,7 +20,7 @@ from geophone.study import Job, Study
 from geophone.testing.perturbation_laws import check_perturbation
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
 from geophone.train import initialised
-from geophone.types import describe
+from geophone.types import Pair, describe
 
 Law = Callable[[str, Any], None]
 
@@ -74,7 +74,7 @@ def undefined_is_said(name: str, thing: Metric) -> None:
     """On one example, or on responses that are all the same, it gives a finite number or raises `Undefined`."""
     single = examples(thing.reads, 1, 3)
     same = examples(thing.reads, 8, 3)
-    for tensor in (same.a, same.b) if thing.reads == "pair" else (same.x,):  # type: ignore[union-attr]
+    for tensor in (same.a, same.b) if isinstance(same, Pair) else (same.x,):
         tensor[:] = 1.0
     for data in (single, same):
         try:

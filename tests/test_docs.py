@@ -37,14 +37,16 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.html").is_file()
 
 
-def test_the_example_of_robustness_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("page", "said"), [("robustness", ("fog", "all of them")), ("selectivity", ("is negative", "eta_squared", "relu6"))]
+)
+def test_the_examples_of_the_docs_run(page, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "robustness.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
     exec(code.replace("take(100)", "take(20)"), {})
     out = capsys.readouterr().out
-    assert "fog" in out
-    assert "all of them" in out
+    assert all(words in out for words in said)
 
 
 def test_the_catalogue_is_current():

@@ -223,9 +223,10 @@ def test_half_is_where_the_reference_keeps_half_of_its_own_accuracy(monkeypatch:
 
 
 def test_half_needs_the_reference_and_takes_the_lower_of_two() -> None:
-    table = curve({1.0: (0.75, 0.75), 2.0: (0.25, 0.25)}, clean=(1.0, 1.0))  # 0.25 off at both
+    table = curve({1.0: (0.625, 0.625), 2.0: (0.375, 0.375)}, clean=(1.0, 1.0))  # 0.125 off at both
     assert half_levels(table, Measure("accuracy", "attack", level=AtHalf()))["P"][0] == 1.0
-    assert half_levels(table, Measure("accuracy", "attack", level=AtHalf("Other")))["P"][0] == 1.0
+    with pytest.raises(NoRows, match="Other keeps 6%"):
+        half_levels(table, Measure("accuracy", "attack", level=AtHalf("Other")))
     with pytest.raises(NoRows, match="accuracy of Nobody"):
         half_levels(table, Measure("accuracy", "attack", level=AtHalf("Nobody")))
     bare = table.filter((pl.col("family") == "clean") | (pl.col("recipe") == "Other"))
@@ -233,8 +234,19 @@ def test_half_needs_the_reference_and_takes_the_lower_of_two() -> None:
         half_levels(bare, Measure("accuracy", "attack", level=AtHalf()))
 
 
+def test_a_level_far_from_half_is_not_taken_for_it() -> None:
+    """0.35 to 0.65 of the clean accuracy will do; a grid that ends at three quarters decides nothing."""
+    for kept, near_enough in ((0.36, True), (0.64, True), (0.34, False), (0.74, False)):
+        table = curve({1.0: (kept, kept)}, clean=(1.0, 1.0))
+        if near_enough:
+            assert half_levels(table, Measure("accuracy", "attack", level=AtHalf()))["P"] == (1.0, pytest.approx(kept))
+        else:
+            with pytest.raises(NoRows, match="no rows near half: of the levels of P, Standard keeps"):
+                half_levels(table, Measure("accuracy", "attack", level=AtHalf()))
+
+
 def test_half_of_robust_accuracy_is_read_off_its_own_curve() -> None:
-    table = curve({1.0: (0.7, 0.7), 2.0: (0.1, 0.1)}).with_columns(
+    table = curve({1.0: (0.7, 0.7), 2.0: (0.3, 0.3)}).with_columns(
         metric=pl.when(pl.col("family") == "attack").then(pl.lit("robust_accuracy")).otherwise("metric")
     )
     assert half_levels(table, Measure("robust_accuracy", "attack", level=AtHalf()))["P"][0] == 2.0

@@ -27,6 +27,17 @@ def test_recipes_that_differ_in_one_number_are_a_sweep(synthetic: ModuleType) ->
     assert set(found.rows["recipe"]) == {"Standard", *synthetic.ALPHAS}
 
 
+def test_other_arguments_that_all_share_do_not_hide_a_sweep() -> None:
+    recipes = [f"SelectivityRegularised(alpha={a}, granularity='blocks')" for a in (-2, -1, 1, 2)]
+    others = [f"SelectivityRegularised(alpha={a}, granularity='blocks', first=3)" for a in (-1, 1)]
+    every = ["Standard", *recipes, *others, *(f"Adversarial(eps={eps}/255)" for eps in (2, 4, 8))]
+    table = pl.DataFrame({"recipe": every, "unit": [None] * len(every)}, schema={"recipe": pl.String, "unit": pl.Int64})
+    found = sweep_of(table)
+    assert found is not None
+    assert found.name == "alpha"
+    assert set(found.rows["recipe"]) == {"Standard", *recipes}
+
+
 @pytest.mark.parametrize("recipes", [("Standard",), ("Standard", "SelectivityRegularised(alpha=1)")])
 def test_few_recipes_are_none(synthetic: ModuleType, recipes: tuple[str, ...]) -> None:
     assert sweep(synthetic, recipes) is None

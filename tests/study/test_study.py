@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import ClassVar
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from filelock import FileLock
 
 from geophone import table
-from geophone.claims import Claim, Difference, Measure, Selection, read_claims
+from geophone.claims import Claim, Correlation, Difference, Measure, Selection, judge, read_claims
 from geophone.errors import GeophoneError
 from geophone.metrics import default_metrics, metric
 from geophone.models import load_model
@@ -24,7 +25,7 @@ from geophone.study import Comparison, Demo, Job, Selectivity, find_study, proce
 from geophone.study.selectivity import SelectivityTinyImageNet
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
-from geophone.types import describe
+from geophone.types import describe, family_name, fitted, level_of
 
 execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
 
@@ -242,6 +243,51 @@ def test_the_selectivity_study_expands_to_jobs_that_can_run(cls, size):
             for recipe in getattr(rule, "recipes", None) or getattr(rule, "candidates", None) or ():
                 assert recipe in named
     assert (len(study.sweep()) == 23) == (study == Selectivity("full"))
+
+
+def test_every_name_in_the_claims_is_one_of_the_study(tmp_path):
+    """Judged by a table with rows of everything that the jobs measure, no claim lacks any; a wrong name would."""
+    study = Selectivity(size="small")
+    rows = pl.concat([rows_of(job.resolved()) for job in study.jobs() if job.seed == 0])
+    notes = judge(study.claims(), rows)
+    lacking = notes.filter(pl.col("note").fill_null("").str.contains("no rows"))
+    assert lacking["note"].to_list() == []
+    wrong = replace(study.claims()[0], tests=(("x", Correlation(Measure("class_selectivty"), Measure("accuracy"), 1)),))
+    assert "no rows" in judge([wrong], rows)["note"][0]
+
+
+def rows_of(job):
+    """Made-up rows for what a job measures."""
+    rng = np.random.default_rng(int(job.id, 16))
+    who = {"job": job.id, "dataset": "d", "model": "m", "recipe": job.recipe, "seed": job.seed}
+    conditions = [("clean", "clean", 0.0)]
+    for text in job.perturbations:
+        (one,) = grid(text)
+        conditions.append((one.family, family_name(fitted(one, (1, 1, 28, 28))), level_of(one)))
+    gradients = ("input_gradient_cv_samples", "input_gradient_cv_units", "jacobian_norm")
+    made = []
+    for family, name, level in conditions:
+        here = {**who, "family": family, "perturbation": name, "level": level}
+        accuracy = 0.44 if family == "attack" else 0.88
+        made.append({**here, "metric": "accuracy", "value": accuracy + 0.01 * rng.random()})
+        if family == "clean":
+            made += [{**here, "metric": m, "value": rng.random()} for m in ("class_selectivity", *gradients)]
+        named = ("pca_fraction_95", "two_nn") if family == "clean" else ("difference_fraction_95",)
+        for depth in range(6):
+            layer = {**here, "layer": f"relu{depth}", "depth": depth}
+            made += [{**layer, "metric": m, "value": rng.random()} for m in named]
+    for attack in job.curves:
+        here = {**who, "family": "attack", "perturbation": attack, "metric": "half_accuracy_eps"}
+        made.append({**here, "value": rng.random()})
+    return table.frame(made)
+
+
+@pytest.mark.parametrize("switch", [{"reduce": "positions"}, {}])
+def test_a_job_of_the_study_runs_under_every_switch(switch, tmp_path):
+    job = Selectivity(**switch).jobs()[1]
+    small = replace(TINY, reduce=job.reduce, recipe=job.recipe, perturbations=("PGDSteps(steps=2)",), gradients=6)
+    rows = table.read(run_job(small, tmp_path))
+    assert set(rows.filter(metric="input_gradient_norm")["layer"].drop_nulls()) == {f"relu{i}" for i in range(1, 7)}
 
 
 def test_switches_of_the_selectivity_study():

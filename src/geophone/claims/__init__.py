@@ -3,7 +3,7 @@
 Nothing here opens a network: it reads rows of the table.
 """
 
-from geophone.claims.judge import CLAIM_SCHEMA, Claim, judge, read_claims, write_claims
+from geophone.claims.judge import CLAIM_SCHEMA, CLAIMS, Claim, judge, read_claims, write_claims
 from geophone.claims.measures import AtHalf, Measure, measured
 from geophone.claims.rules import (
     Best,
@@ -18,6 +18,7 @@ from geophone.claims.rules import (
 )
 
 __all__ = [
+    "CLAIMS",
     "CLAIM_SCHEMA",
     "AtHalf",
     "Best",

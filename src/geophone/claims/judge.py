@@ -30,7 +30,8 @@ CLAIM_SCHEMA: dict[str, Any] = {
     "assumptions": pl.String,
     "note": pl.String,
 }
-FILE = "claims.parquet"
+CLAIMS = "claims.parquet"
+"""The file of a folder's verdicts."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _outcome(test: Rule, table: pl.DataFrame) -> Outcome:
 
 def write_claims(claims: pl.DataFrame, out: Path) -> Path:
     """Write verdicts to `out/claims.parquet`, whole or not at all, where the report finds them."""
-    path = out / FILE
+    path = out / CLAIMS
     with replacing(path) as temporary:
         claims.select(list(CLAIM_SCHEMA)).write_parquet(temporary)
     return path
@@ -154,7 +155,7 @@ def read_claims(out: Path) -> pl.DataFrame | None:
     Raises:
         GeophoneError: the file is corrupt, or has other columns.
     """
-    path = out / FILE
+    path = out / CLAIMS
     if not path.is_file():
         return None
     try:

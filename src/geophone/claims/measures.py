@@ -12,6 +12,10 @@ CELL = ["perturbation", "level", "layer"]
 NETWORK = ["job", "recipe", "seed"]
 
 
+FAR = 0.15
+"""How far from half of the accuracy a level may be that is taken for it."""
+
+
 class NoRows(GeophoneError):
     """The table has nothing of what a measure or test is about."""
 
@@ -21,8 +25,9 @@ class AtHalf:
     """The level at which a reference keeps about half of its clean accuracy: a rule that is fixed before the data are.
 
     Of the levels above 0 at which the measure has rows under a perturbation, it is the one at which the reference's
-    accuracy, mean over seeds, comes closest to half of its clean accuracy; of two equally close, the lower. Accuracy is
-    `accuracy`, but `robust_accuracy` for a measure of that.
+    accuracy, mean over seeds, comes closest to half of its clean accuracy; of two equally close, the lower. Where that
+    is less than 35 % or more than 65 %, no level is near half, and there is no value. Accuracy is `accuracy`, but
+    `robust_accuracy` for a measure of that.
 
     Attributes:
         reference: A recipe's name.
@@ -141,7 +146,13 @@ def half_levels(table: pl.DataFrame, measure: Measure) -> dict[str, tuple[float,
         here = kept.filter((pl.col("perturbation") == perturbation) & pl.col("level").is_in(levels.implode()))
         if here.is_empty():
             raise NoRows(f"no rows for the accuracy of {name} under {perturbation}")
-        found[perturbation] = here.sort((pl.col("share") - 0.5).abs(), "level").select("level", "share").row(0)
+        level, share = here.sort((pl.col("share") - 0.5).abs(), "level").select("level", "share").row(0)
+        if abs(share - 0.5) > FAR:
+            raise NoRows(
+                f"no rows near half: of the levels of {perturbation}, {name} keeps {share:.0%} of its accuracy at the "
+                f"nearest, {level:.3g}"
+            )
+        found[perturbation] = level, share
     return found
 
 

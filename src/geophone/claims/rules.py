@@ -181,7 +181,7 @@ def _undecidable(rho: float | None, low: float | None, p: float | None) -> str:
         return "ρ is undefined in over 5 % of the resamples"
     if p is None:
         return "no p: no two recipes have equally many networks to exchange"
-    return "" if p < ALPHA else f"exchanging whole recipes gives as much by chance (p = {p:.2f})"
+    return "" if p < ALPHA else f"exchanging whole recipes gives as much by chance (p = {p:.3f})"
 
 
 def correlated(

@@ -21,7 +21,7 @@ FEWEST = 4
 NEGATIVE, ZERO, POSITIVE = ("#08306b", "#9ecae1"), "#000000", ("#fcae91", "#99000d")
 WHOLE = pl.col("layer").is_null()
 NETWORK = ["job", "seed", "swept", "model", "dataset", "metric"]
-_RECIPE = re.compile(r"(\w+)\((\w+)=(-?[\d.e+/-]+)\)")
+_RECIPE = re.compile(r"(\w+)\((\w+)=(-?[\d.e+/-]+)((?:, .*)?)\)")
 Panel = tuple[charts.Spec, charts.Rows]
 
 
@@ -51,15 +51,15 @@ class Sweep:
 
 
 def sweep_of(table: pl.DataFrame) -> Sweep | None:
-    """The sweep with the most values, if a table has one; `Standard` is its 0."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    """The sweep with the most values, if a table has one: alike but for the first argument; `Standard` is 0."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
     for recipe in table["recipe"].drop_nulls().unique(maintain_order=True):
         if match := _RECIPE.fullmatch(recipe):
-            kind, name, number = match.groups()
-            found.setdefault((kind, name), {})[recipe] = float(Fraction(number))
+            kind, name, number, others = match.groups()
+            found.setdefault((kind, name, others), {})[recipe] = float(Fraction(number))
     if not found:
         return None
-    (_, name), values = max(found.items(), key=lambda one: len(one[1]))
+    (_, name, _), values = max(found.items(), key=lambda one: len(one[1]))
     if "Standard" in table["recipe"]:
         values["Standard"] = 0.0
     if len(values) < FEWEST:

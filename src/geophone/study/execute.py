@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from geophone import table
-from geophone.claims import Claim, judge, write_claims
+from geophone.claims import CLAIMS, Claim, judge, write_claims
 from geophone.errors import GeophoneError
 from geophone.files import make_folder, write_text
 from geophone.provenance import now, write_provenance
@@ -79,6 +79,8 @@ def run_study(
             if finished is not None:
                 finished(sum(task.shard(out).is_file() for task in every), len(every))
 
+        if tasks_open:  # verdicts on fewer rows
+            (out / CLAIMS).unlink(missing_ok=True)
         report()
         for stage in (jobs, pairs):  # networks are compared when they are trained
             tasks = [task for task in stage if not task.shard(out).is_file()]

@@ -169,9 +169,11 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     )
     steep = table.empty()
     if job.gradients:
-        some, layers = data.test.take(job.gradients), job.layers
+        # A unit's gradient is that of one number an image, so places of images are not told apart here.
+        reduce = REDUCTIONS["spatial_mean" if job.reduce == "positions" else job.reduce]
+        some = data.test.take(job.gradients)
         steep = input_gradients(
-            model, some, layers, reduce=REDUCTIONS[job.reduce], columns=measured, progress=stage("input gradients")
+            model, some, job.layers, reduce=reduce, columns=measured, progress=stage("input gradients")
         )
     believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
     course = table.frame(

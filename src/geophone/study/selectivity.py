@@ -21,6 +21,8 @@ GRANULARITIES = {"activations": None, "blocks": ("layer?.?",)}
 """Which layers are recorded: every activation module, or the outputs of residual blocks."""
 
 CORRUPTIONS = tuple(name for group in GROUPS.values() for name in group)
+ON_GREY = tuple(name for name in CORRUPTIONS if name != "saturate")  # which leaves grey images as they are
+PGD_STEPS = (5, 10, 20, 40, 80, 160, 320)
 FGSM_EPS = ("0.5/255", "1/255", "2/255", "4/255", "8/255", "16/255")
 BUDGETS = ("2/255", "4/255", "8/255")
 
@@ -57,6 +59,7 @@ class Selectivity:
             "dataset": "fashion_mnist_mini",
             "model": "small_cnn",
             "training": Training(epochs=2, weight_decay=1e-4),
+            "corruptions": ON_GREY,
             "severities": (3,),
             "fgsm": ("2/255", "8/255"),
             "pgd_steps": (20, 40),
@@ -73,9 +76,10 @@ class Selectivity:
             "dataset": "fashion_mnist_mini",
             "model": "small_cnn",
             "training": Training(epochs=8, weight_decay=1e-4),
+            "corruptions": ON_GREY,
             "severities": (1, 2, 3, 4, 5),
             "fgsm": FGSM_EPS,
-            "pgd_steps": (5, 10, 20, 40, 80, 160),
+            "pgd_steps": PGD_STEPS,
             "matched": (0.1, 1.0),
             "curves": ("LinfAPGD(steps=20)",),
             "images": 500,
@@ -91,9 +95,10 @@ class Selectivity:
             "training": Training(
                 epochs=200, batch_size=256, weight_decay=1e-4, warmup=0.0, milestones=(100, 150), crop=4, flip=True
             ),
+            "corruptions": CORRUPTIONS,
             "severities": (1, 2, 3, 4, 5),
             "fgsm": FGSM_EPS,
-            "pgd_steps": (5, 10, 20, 40, 80, 160),
+            "pgd_steps": PGD_STEPS,
             "matched": (0.2, 1.0),
             "curves": ("LinfAPGD",),
             "images": None,
@@ -117,14 +122,29 @@ class Selectivity:
                 raise unknown(kind, value, allowed)
 
     @property
+    def layout(self) -> str:
+        """What a response and a layer are, which the papers leave open."""
+        response = "its place in an image" if self.reduce == "positions" else "an image, averaged over space"
+        layer = "every ReLU" if self.granularity == "activations" else "every residual block"
+        return (
+            f"A row is a channel's response to {response}; layers are {layer}. The papers' layout is not known to us."
+        )
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The seeds."""
+        return self.seeds if self.seeds is not None else tuple(range(self.setting["seeds"]))
+
+    @property
     def differs(self) -> str:
         """Where the setting differs from the papers'."""
         if self.size == "full":
-            return "Nesterov's momentum; corrupted images are made by us with CIFAR-10-C's constants"
+            return f"Nesterov's momentum; {len(self.seen)} seeds; corrupted images are made by us"
         return (
             "A subset of Fashion-MNIST (28 × 28 grey, 9,000 training images) and a network of 6 convolutions in place "
             f"of CIFAR-10 with ResNet20 and Tiny ImageNet with ResNet18; {self.setting['training'].epochs} epochs, "
-            f"cosine schedule; {self.setting['seeds']} seeds in place of 20"
+            f"cosine schedule; {len(self.seen)} seeds in place of 20; {self.setting['images']} of 2,000 test images; "
+            "18 types of corruption, since saturate leaves grey images as they are"
         )
 
     @property
@@ -154,7 +174,7 @@ class Selectivity:
     def jobs(self) -> Sequence[Job]:
         """Every recipe with every seed; all recipes of a seed before the next seed."""
         setting = self.setting
-        inner = (*(f"{name}(severity=3)" for name in CORRUPTIONS), "PGDSteps(steps=40)")
+        inner = (*(f"{name}(severity=3)" for name in setting["corruptions"]), "PGDSteps(steps=40)")
         return [
             Job(
                 dataset=setting["dataset"],
@@ -163,7 +183,11 @@ class Selectivity:
                 seed=seed,
                 training=setting["training"],
                 perturbations=(
-                    *(f"{name}(severity={severity})" for name in CORRUPTIONS for severity in setting["severities"]),
+                    *(
+                        f"{name}(severity={severity})"
+                        for name in setting["corruptions"]
+                        for severity in setting["severities"]
+                    ),
                     *(f"FGSM(eps={eps})" for eps in setting["fgsm"]),
                     *(f"PGDSteps(steps={steps})" for steps in setting["pgd_steps"]),
                     *(f"MatchedL2(l2={l2}, inner={one!r})" for one in inner for l2 in setting["matched"]),
@@ -174,7 +198,7 @@ class Selectivity:
                 curves=setting["curves"],
                 gradients=setting["gradients"],
             )
-            for seed in (self.seeds if self.seeds is not None else range(setting["seeds"]))
+            for seed in self.seen
             for recipe in self.recipes()
         ]
 
@@ -230,7 +254,11 @@ class SelectivityTinyImageNet(Selectivity):
     @property
     def differs(self) -> str:
         """Where the setting differs from the papers'."""
-        return "Nesterov's momentum; corrupted images are made by us: Tiny ImageNet-C has no matching clean images"
+        return (
+            f"Nesterov's momentum; {len(self.seen)} seeds, {len(self.setting['alphas'])} alphas, "
+            f"{self.setting['training'].epochs} epochs; corrupted images are made by us: Tiny ImageNet-C has no "
+            "matching clean images"
+        )
 
 
 SELECTIVITY = Measure("class_selectivity")
@@ -238,7 +266,6 @@ EARLY, FIRST_HALF = (0.0, 1 / 3), (0.0, 0.5)
 P1, P2, P3 = "arXiv:2007.04440", "arXiv:2010.07693", "arXiv:2003.01262"
 LARGE = 4.0
 """In standard deviations over seeds: an effect that is looked for where many steps must all be found at once."""
-LAYOUT = "A response is a channel's mean over space; every ReLU is a layer. The papers' layout is not known to us."
 
 
 def selectivity_claims(made: Selectivity) -> list[Claim]:
@@ -253,8 +280,8 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
     def goes_with(y: Measure, sign: int) -> Correlation:
         return Correlation(SELECTIVITY, y, sign, among=near)
 
-    def attacked(perturbation: str, relative: bool = False, metric: str = "accuracy") -> Measure:
-        return Measure(metric, "attack", perturbation, AtHalf(), relative=relative)
+    def attacked(perturbation: str, relative: bool = False) -> Measure:
+        return Measure("accuracy", "attack", perturbation, AtHalf(), relative=relative)
 
     def change(family: str, perturbation: str | None = None, level: float | None = None, early: bool = True) -> Measure:
         layers = EARLY if early else (0.0, 1.0)
@@ -273,7 +300,7 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
         claim(
             "lower selectivity, better under corruption",
             f"Leavitt & Morcos 2020, {P1}, {P2}; specification §14 (ii)",
-            "Corrupted accuracy is best at some alpha below 0, and falls as selectivity rises.",
+            "Corrupted accuracy is better at some alpha below 0 than at 0, and falls as selectivity rises.",
             ("best alpha below 0", Best(corrupted, low, effect=3.0)),
             ("falls with SI", goes_with(corrupted, -1)),
         ),
@@ -295,16 +322,24 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
                 f"Leavitt & Morcos 2020, {P1}, {P2}; specification §14 (iii)",
                 f"Accuracy under {name}, where plain networks keep half of it, rises with selectivity; divided by "
                 "clean accuracy too.",
-                ("accuracy", goes_with(attacked(perturbation, metric=metric), 1)),
-                ("over clean accuracy", goes_with(attacked(perturbation, True, metric), 1)),
+                ("accuracy", goes_with(attacked(perturbation), 1)),
+                ("over clean accuracy", goes_with(attacked(perturbation, relative=True), 1)),
                 assumptions=assumptions,
             )
-            for name, perturbation, metric, assumptions in (
-                ("FGSM", "FGSM", "accuracy", "The grid of eps is ours."),
-                ("PGD over steps", "PGDSteps", "accuracy", "Start at the image, gradients in [0, 1]: assumptions."),
-                ("APGD", "LinfAPGD*", "robust_accuracy", "The papers did not use it: it is a stronger attack."),
+            for name, perturbation, assumptions in (
+                ("FGSM", "FGSM", "The grid of eps is ours."),
+                ("PGD over steps", "PGDSteps", "It starts at the image, and gradients are taken in [0, 1]."),
             )
-            if perturbation != "LinfAPGD*" or made.setting["curves"]
+        ),
+        *(
+            claim(
+                "higher selectivity, larger radius under APGD",
+                f"Leavitt & Morcos 2020, {P1}, {P2}; specification §14 (iii)",
+                "The radius at which APGD has taken half of a network's own accuracy rises with selectivity.",
+                ("eps at half accuracy", goes_with(Measure("half_accuracy_eps", "attack", attack), 1)),
+                assumptions="The papers did not use APGD: it is a stronger attack.",
+            )
+            for attack in made.setting["curves"]
         ),
         claim(
             "lower selectivity, more clean dimensions",
@@ -312,14 +347,14 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
             "In the first half of the layers, dimensionality (principal components for 95 % of the variance, over the "
             "number of units) falls as selectivity rises.",
             ("PCA 95 %", goes_with(clean_d, -1)),
-            assumptions=LAYOUT,
+            assumptions=made.layout,
         ),
         claim(
             "the same, by TwoNN",
             f"Leavitt & Morcos 2020, {P2}; specification §6",
             "In the first half of the layers, intrinsic dimension by TwoNN falls as selectivity rises.",
             ("TwoNN", goes_with(Measure("two_nn", layers=FIRST_HALF), -1)),
-            assumptions=LAYOUT,
+            assumptions=made.layout,
         ),
         claim(
             "attacks change more dimensions than corruptions",
@@ -332,7 +367,7 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
                     Selection(change("attack", "PGDSteps", 40.0), near), Selection(change("corruption"), near), sign=1
                 ),
             ),
-            assumptions=f"{LAYOUT} Early layers are the first third.",
+            assumptions=f"{made.layout} Early layers are the first third.",
         ),
         *(
             claim(
@@ -357,7 +392,7 @@ def selectivity_claims(made: Selectivity) -> list[Claim]:
             "The difference between clean and perturbed responses has more dimensions in less selective networks.",
             ("corruptions", goes_with(change("corruption", early=False), -1)),
             ("PGD, 40 steps", goes_with(change("attack", "PGDSteps", 40.0, early=False), -1)),
-            assumptions=LAYOUT,
+            assumptions=made.layout,
         ),
         claim(
             "higher selectivity, more variable gradients",

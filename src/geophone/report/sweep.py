@@ -18,6 +18,7 @@ from geophone.scores import type_of
 FEWEST = 4
 """Values of the number below which there is no sweep to draw."""
 
+MEANS = "Mean over seeds; bars and bands: 95 % interval of that mean"
 NEGATIVE, ZERO, POSITIVE = ("#08306b", "#9ecae1"), "#000000", ("#fcae91", "#99000d")
 WHOLE = pl.col("layer").is_null()
 NETWORK = ["job", "seed", "swept", "model", "dataset", "metric"]
@@ -71,16 +72,23 @@ def sweep_of(table: pl.DataFrame) -> Sweep | None:
 
 def sweep_figures(sweep: Sweep) -> dict[str, charts.Spec]:
     """The figures that the table has rows for, by their file's name."""
+    points = "One point per network"
     made = {
-        "sweep_accuracy": ("Accuracy against class selectivity", [_scatter(sweep)]),
-        "sweep_corruption": ("Accuracy under corruption", _corruption(sweep)),
-        "sweep_corruption_types": ("Accuracy under each type of corruption", _types(sweep)),
-        "sweep_attack": ("Accuracy under attack", _attacks(sweep)),
-        "sweep_dimensionality": ("Dimensionality by layer, clean images", _clean_dimensions(sweep)),
-        "sweep_difference": ("Dimensionality of the difference, perturbed less clean, by layer", _differences(sweep)),
-        "sweep_gradients": ("Input-unit gradients by layer", _gradients(sweep)),
+        "sweep_accuracy": ("Accuracy against class selectivity", points, 1, [_scatter(sweep)]),
+        "sweep_selectivity": ("Selectivity, its floor, and what it is confounded with", MEANS, 4, _selectivity(sweep)),
+        "sweep_corruption": ("Accuracy under corruption", MEANS, 2, _corruption(sweep)),
+        "sweep_corruption_types": ("Accuracy under each type of corruption", MEANS, 5, _types(sweep)),
+        "sweep_attack": ("Accuracy under attack", MEANS, 3, _attacks(sweep)),
+        "sweep_dimensionality": ("Dimensionality by layer, clean images", MEANS, 2, _clean_dimensions(sweep)),
+        "sweep_difference": ("Dimensionality of the difference, perturbed less clean", MEANS, 2, _differences(sweep)),
+        "sweep_gradients": ("Input-unit gradients by layer", MEANS, 3, _gradients(sweep)),
+        "sweep_networks": ("Beside a plain network, by layer", MEANS, 2, _beside(sweep)),
     }
-    return {name: _figure(title, kept) for name, (title, some) in made.items() if (kept := [p for p in some if p])}
+    return {
+        name: _figure(title, caption, columns, kept)
+        for name, (title, caption, columns, some) in made.items()
+        if (kept := [panel for panel in some if panel])
+    }
 
 
 def sweep_section(table: pl.DataFrame) -> str:
@@ -100,16 +108,12 @@ def sweep_section(table: pl.DataFrame) -> str:
     )
 
 
-def _figure(title: str, panels: list[Panel]) -> charts.Spec:
+def _figure(title: str, caption: str, columns: int, panels: list[Panel]) -> charts.Spec:
     cells = [{k: v for k, v in charts.filled(*panel).items() if k not in ("config", "$schema")} for panel in panels]
-    caption = (
-        "Mean over seeds; bars and bands: 95 % interval of that mean" if len(panels) > 1 else "One point per network"
-    )
-    head = charts.heading(title, caption, size=16)
     return {
         "$schema": panels[0][0]["$schema"],
-        "title": head,
-        "columns": 3 if len(cells) < 7 else 5,
+        "title": charts.heading(title, caption, size=16),
+        "columns": columns,
         "concat": cells,
         "config": {**panels[0][0]["config"], "concat": {"spacing": 24}},
     }
@@ -135,6 +139,14 @@ def _scatter(sweep: Sweep) -> Panel | None:
     ).to_dicts()
 
 
+def _selectivity(sweep: Sweep) -> list[Panel | None]:
+    """Of the whole network: selectivity, the same with shuffled labels, and two numbers that a baseline tells apart."""
+    clean = sweep.rows.filter(WHOLE & (pl.col("family") == "clean"))
+    names = ("class_selectivity", "class_selectivity_floor", "eta_squared", "mean_response")
+    parts = ((name, clean.filter((pl.col("metric") == name) & pl.col("value").is_not_null())) for name in names)
+    return [_over_number(sweep, part, measure(name).title, width=170, form=".3~f") for name, part in parts]
+
+
 def _corruption(sweep: Sweep) -> list[Panel | None]:
     """Mean over types and severities, plain and over clean accuracy, against the number."""
     accuracy = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy"))
@@ -151,22 +163,21 @@ def _types(sweep: Sweep) -> list[Panel | None]:
     mean = rows.group_by(*NETWORK, "perturbation").agg(pl.col("value").mean())
     names = rows["perturbation"].unique().sort()
     parts = ((name, mean.filter(pl.col("perturbation") == name)) for name in names)
-    return [_over_number(sweep, part, type_of(name) or name, small=True) for name, part in parts]
+    return [_over_number(sweep, part, type_of(name) or name, width=130) for name, part in parts]
 
 
-def _over_number(sweep: Sweep, rows: pl.DataFrame, title: str, small: bool = False) -> Panel | None:
+def _over_number(sweep: Sweep, rows: pl.DataFrame, title: str, width: int = 300, form: str = "%") -> Panel | None:
     """Means with intervals against the swept number, evenly spaced."""
     if rows.is_empty():
         return None
     x = alt.X("swept:O", title=sweep.name, sort=sweep.values, axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
-    y = alt.Y("value:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False, padding=6))
-    width, height = (130, 100) if small else (300, 240)
+    y = alt.Y("value:Q", title=None, axis=alt.Axis(format=form), scale=alt.Scale(zero=False, padding=6))
     base = alt.Chart()
     bars = base.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q")
     line = base.mark_line(color="#bbb", strokeWidth=1).encode(x=x, y=y)
-    points = base.mark_point(filled=True, size=30 if small else 60, opacity=1).encode(x=x, y=y)
+    points = base.mark_point(filled=True, size=30 if width < 200 else 60, opacity=1).encode(x=x, y=y)
     coloured = [layer.encode(color=sweep.colour()) for layer in (bars, points)]
-    layers = alt.layer(line, *coloured, data=alt.Data(name="rows"), title=title, width=width, height=height)
+    layers = alt.layer(line, *coloured, data=alt.Data(name="rows"), title=title, width=width, height=0.8 * width)
     spec = charts.styled(layers)
     return spec, _over_seeds(rows)
 
@@ -194,7 +205,14 @@ def _attacks(sweep: Sweep) -> list[Panel | None]:
     return made
 
 
-def _profile(sweep: Sweep, metric: str, title: str, family: str = "clean", only: pl.Expr | None = None) -> Panel | None:
+def _profile(
+    sweep: Sweep,
+    metric: str,
+    title: str,
+    family: str = "clean",
+    only: pl.Expr | None = None,
+    share: bool = False,
+) -> Panel | None:
     """A measure over depth, a line for each value; the mean over the perturbations that `only` chooses."""
     rows = sweep.rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric))
     rows = rows.filter((pl.col("family") == family) & (pl.lit(True) if only is None else only))
@@ -206,7 +224,7 @@ def _profile(sweep: Sweep, metric: str, title: str, family: str = "clean", only:
     rows = rows.group_by(keys).agg(pl.col("value").mean())
     depths = rows["depth"].unique().sort().to_list()
     x = alt.X("depth:Q", title="layer", axis=alt.Axis(values=depths, format="d"), scale=alt.Scale(nice=False))
-    return _lines(sweep, rows, x, "depth", title, ".3~f")
+    return _lines(sweep, rows, x, "depth", title, ".3~f", share)
 
 
 def _clean_dimensions(sweep: Sweep) -> list[Panel | None]:
@@ -215,18 +233,19 @@ def _clean_dimensions(sweep: Sweep) -> list[Panel | None]:
 
 
 def _differences(sweep: Sweep) -> list[Panel | None]:
+    """Corruptions at the left, PGD at the right, on one scale: as they are, then scaled to one length."""
     metric, panels = "difference_fraction_95", []
-    panels.append(_profile(sweep, metric, "corruptions", "corruption"))
+    panels.append(_profile(sweep, metric, "corruptions", "corruption", share=True))
     steps = sweep.rows.filter(pl.col("perturbation") == "PGDSteps")["level"].unique().to_list()
     if steps:
         near = min(steps, key=lambda level: abs(level - 40))
         only = (pl.col("perturbation") == "PGDSteps") & (pl.col("level") == near)
-        panels.append(_profile(sweep, metric, f"PGD, {near:g} steps", "attack", only))
+        panels.append(_profile(sweep, metric, f"PGD, {near:g} steps", "attack", only, share=True))
     for level in sweep.rows.filter(pl.col("family") == "matched")["level"].unique().sort():
         attack = pl.col("perturbation").str.contains("PGD")
         for words, only in (("corruptions", ~attack), ("PGD", attack)):
             chosen = only & (pl.col("level") == level)
-            panels.append(_profile(sweep, metric, f"{words}, scaled to l2 = {level:g}", "matched", chosen))
+            panels.append(_profile(sweep, metric, f"{words}, scaled to l2 = {level:g}", "matched", chosen, share=True))
     return panels
 
 
@@ -237,8 +256,15 @@ def _gradients(sweep: Sweep) -> list[Panel | None]:
     ]
 
 
-def _lines(sweep: Sweep, rows: pl.DataFrame, x: alt.X, place: str, title: str, form: str) -> Panel:
-    y = alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5), scale=alt.Scale(zero=False))
+def _beside(sweep: Sweep) -> list[Panel | None]:
+    """How alike networks and the plain one of their seed are; at 0, plain ones of two seeds."""
+    return [_profile(sweep, metric, metric.upper(), "networks") for metric in ("pwcca", "cka")]
+
+
+def _lines(sweep: Sweep, rows: pl.DataFrame, x: alt.X, place: str, title: str, form: str, share: bool = False) -> Panel:
+    """A line for each value, with its band; from 0 to 1 where it is a share that panels are compared by."""
+    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False)
+    y = alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5), scale=scale)
     base = alt.Chart().encode(x=x, color=sweep.colour())
     band = base.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     line = base.mark_line(strokeWidth=1.7).encode(y=y)

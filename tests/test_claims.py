@@ -66,6 +66,13 @@ def claim(*tests: Rule, **more: Any) -> Claim:
 # Power.
 
 
+def test_least_rho_is_the_tables_critical_value() -> None:
+    """Two-sided 0.05 for a correlation of 7, 10 and 23 pairs: .754, .632, .413 in every statistics table."""
+    found = [rules.least_rho(n) for n in (7, 10, 23)]
+    assert found == pytest.approx([0.754, 0.632, 0.413], abs=5e-4)
+    assert rules.least_rho(3) == 1.0
+
+
 def test_networks_needed_is_fishers_z_with_bonett_and_wrights_variance() -> None:
     # By hand for rho 0.6: (1.9600 + 0.8416)/atanh(0.6) = 2.8016/0.6931 = 4.0418; its square 16.336 times
     # 1 + 0.36/2 is 19.277; 3 more are 22.277.

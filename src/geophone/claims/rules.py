@@ -107,7 +107,8 @@ class Correlation:
     The interval is the 95 % percentile interval of the two-stage bootstrap of `geophone.relate`: seeds, then networks.
     It takes networks of a recipe for independent evidence, which they are not where recipes differ in more than x.
     Hence a second condition: p < 0.05 when whole recipes are exchanged, which takes at least 5 recipes. Decided if both
-    hold.
+    hold. The networks that are asked for count as independent; where those of a recipe are alike, the number of recipes
+    limits what can be decided (`least_rho`), and the note says how.
 
     Attributes:
         x: One measure.
@@ -168,12 +169,24 @@ class Correlation:
         values = [rows[f"v{i}"].to_numpy() for i in range(len(found))]
         rng = np.random.default_rng(crc32(str(self).encode()))
         rho, low, high, p = correlated(*values, seeds=rows["seed"].to_list(), recipes=rows["recipe"].to_list(), rng=rng)
-        why = _undecidable(rho, low, p)
+        why = _undecidable(rho, low, p, rows["recipe"].n_unique())
         verdict = _side(low, high, self.sign) if enough and not why else NOT_DECIDED
         return outcome._replace(verdict=verdict, value=rho, low=low, high=high, note=_note(short, why, *remarks))
 
 
-def _undecidable(rho: float | None, low: float | None, p: float | None) -> str:
+def least_rho(recipes: int) -> float:
+    """About the smallest |rho| between the means of so many recipes that is significant at two-sided 0.05.
+
+    t/√(recipes − 2 + t²), t the 0.975 quantile of Student's t with recipes − 2 degrees of freedom; 1 below 4 recipes.
+    More seeds do not make it smaller where networks of a recipe are alike.
+    """
+    if recipes < 4:
+        return 1.0
+    quantile = float(t.ppf(1 - ALPHA / 2, recipes - 2))
+    return quantile / (recipes - 2 + quantile**2) ** 0.5
+
+
+def _undecidable(rho: float | None, low: float | None, p: float | None, recipes: int) -> str:
     """What keeps a correlation from being decided, whatever its interval; empty if nothing does."""
     if rho is None:
         return "a measure is the same in all networks, or is fixed by the one held"
@@ -181,7 +194,12 @@ def _undecidable(rho: float | None, low: float | None, p: float | None) -> str:
         return "ρ is undefined in over 5 % of the resamples"
     if p is None:
         return "no p: no two recipes have equally many networks to exchange"
-    return "" if p < ALPHA else f"exchanging whole recipes gives as much by chance (p = {p:.3f})"
+    if p < ALPHA:
+        return ""
+    return (
+        f"exchanging whole recipes gives as much by chance (p = {p:.3f}); where networks of a recipe are alike, "
+        f"{recipes} recipes decide no |ρ| below about {least_rho(recipes):.2f}"
+    )
 
 
 def correlated(

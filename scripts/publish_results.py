@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-from scipy.stats import t
 
 from geophone import table as tables
 from geophone.claims import read_claims
+from geophone.claims.rules import student
 from geophone.relate import networks
 from geophone.report import write_report
 from geophone.report.words import measure
@@ -80,13 +81,10 @@ def _recipes(wide: pl.DataFrame) -> list[str]:
 
 
 def _mean(values: Sequence[float]) -> str:
-    if not values:
+    mean, _, high = student(np.array(values))
+    if mean is None:
         return "–"
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.3f} ± {t.ppf(0.975, len(values) - 1) * deviation / len(values) ** 0.5:.3f}"
+    return f"{mean:.3f}" if high is None else f"{mean:.3f} ± {high - mean:.3f}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from geophone import table
 from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Undefined
+from geophone.metrics.outcomes import Z
 from geophone.perturb.attacks.fold import SAME, folded
 from geophone.record import Reduce, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
 from geophone.rng import key
@@ -31,7 +32,6 @@ AT_ONCE = 16
 _NORM, _CV_SAMPLES, _CV_UNITS = "input_gradient_norm", "input_gradient_cv_samples", "input_gradient_cv_units"
 _DEAD = "its input gradient is 0 on every image"
 _PROBE = 4  # images that a folded network is compared on
-_Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
 def input_gradients(
@@ -247,5 +247,5 @@ def _jacobian_row(lengths: UnitMoments, classes: int) -> dict[str, Any]:
     row = {"metric": "jacobian_norm", "value": value, "d": classes}
     if lengths.n < 2:
         return row | {"note": "one image has no interval"}
-    half = _Z * sqrt(float(lengths.square) / (lengths.n - 1) / lengths.n)
+    half = Z * sqrt(float(lengths.square) / (lengths.n - 1) / lengths.n)
     return row | {"low": max(0.0, value - half), "high": value + half}

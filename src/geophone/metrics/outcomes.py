@@ -8,7 +8,7 @@ from jaxtyping import Float
 from geophone.metrics.metric import Undefined, metric
 from geophone.stats import Outcomes
 
-_Z = 1.959963984540054  # the 97.5 % point of the standard normal
+Z = 1.959963984540054  # the 97.5 % point of the standard normal
 
 
 def wilson(p: float, n: int) -> tuple[float, float]:
@@ -17,8 +17,8 @@ def wilson(p: float, n: int) -> tuple[float, float]:
     References:
         Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """
-    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -42,7 +42,7 @@ def _margin_interval(outcomes: Outcomes) -> tuple[float, float]:
     if n < 2:
         raise Undefined("one image has no spread")
     variance = max(0.0, (float(outcomes.margin_square.sum()) - n * mean**2) / (n - 1))
-    half = _Z * sqrt(variance / n)
+    half = Z * sqrt(variance / n)
     return mean - half, mean + half
 
 

@@ -52,18 +52,18 @@ class Comparison:
             return shard
         ours, theirs = (load_model(one.folder(out)).to(torch.device(device)) for one in (job, self.second))
         data = load(job.dataset)
-        images = data.test if job.images is None else data.test.take(job.images)
         rows = compare(
             ours,
             theirs,
-            images,
+            job.shown(data),
             self.metrics,
             job.layers,
             batch_size=job.batch_size,
             reduce=REDUCTIONS[job.reduce],
             columns={
-                **{"job": job.id, "dataset": data.name, "model": job.model, "recipe": job.recipe, "seed": job.seed},
-                **{"perturbation": f"beside {self.second.recipe}", "other": self.second.label},
+                **job.columns(data),
+                "perturbation": f"beside {self.second.recipe}",
+                "other": self.second.label,
             },
         )
         table.write(rows, shard)

@@ -12,7 +12,7 @@ import torch
 
 from geophone import table
 from geophone.checks import attack_checks
-from geophone.data import load
+from geophone.data import ImageData, Split, load
 from geophone.errors import unknown
 from geophone.files import make_folder, write_text
 from geophone.gradients import input_gradients
@@ -105,6 +105,20 @@ class Job:
         named = dict.fromkeys(family_name(p) for text in self.curves for p in with_radius(text))
         return replace(self, perturbations=tuple(shakes), metrics=metrics, curves=tuple(named))
 
+    def shown(self, data: ImageData) -> Split:
+        """The test images that are measured."""
+        return data.test if self.images is None else data.test.take(self.images)
+
+    def columns(self, data: ImageData) -> dict[str, Any]:
+        """Whose rows they are, as the table says it."""
+        return {
+            "job": self.id,
+            "dataset": data.name,
+            "model": self.model,
+            "recipe": self.recipe,
+            "seed": self.seed,
+        }
+
     def run(self, out: Path, device: str = "cpu", progress: Progress | None = None) -> Path:
         """Do the job: see `run_job`."""
         return run_job(self, out, device, progress)
@@ -139,15 +153,9 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     history = fit(model, data, recipe, job.training, seed=job.seed, checkpoint=checkpoint, progress=stage("training"))
     save_network(model, folder, name, arguments)
     best = max(history, key=lambda record: record["accuracy"]) if len(data.val) else history[-1]
-    columns: dict[str, Any] = {
-        "job": job.id,
-        "dataset": data.name,
-        "model": job.model,
-        "recipe": job.recipe,
-        "seed": job.seed,
-    }
+    columns = job.columns(data)
     measured = {**columns, "epoch": int(best["epoch"])}
-    images = data.test if job.images is None else data.test.take(job.images)
+    images = job.shown(data)
     rows = measure(
         model,
         images,

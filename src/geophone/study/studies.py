@@ -143,7 +143,7 @@ class Demo:
 
 
 _NOISE = ("GaussianNoise", "UniformNoise", "SaltAndPepper")
-_CORRUPTIONS = tuple(name for group in GROUPS.values() for name in group)
+CORRUPTIONS = tuple(name for group in GROUPS.values() for name in group)
 
 _DEMO: dict[str, dict[str, Any]] = {
     "demo": {
@@ -155,7 +155,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "images": 600,
         "perturbations": (
             *_NOISE,
-            *(f"{name}(severity={severity})" for name in _CORRUPTIONS for severity in (1, 3, 5)),
+            *(f"{name}(severity={severity})" for name in CORRUPTIONS for severity in (1, 3, 5)),
             *("FGSM", "LinfPGD(eps=2/255)", "LinfPGD(eps=8/255)"),
         ),
         "curves": ("LinfPGD",),
@@ -167,7 +167,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "training": Training(epochs=10, crop=2),
         "adversarial": "Adversarial(eps=0.05, steps=7)",
         "images": None,
-        "perturbations": (*_NOISE, *_CORRUPTIONS, "FGSM", "LinfPGD(steps=20)", "L2PGD(steps=20)"),
+        "perturbations": (*_NOISE, *CORRUPTIONS, "FGSM", "LinfPGD(steps=20)", "L2PGD(steps=20)"),
         "curves": ("LinfAPGD(steps=20)", "L2APGD(steps=20)"),
     },
     "full": {
@@ -177,7 +177,7 @@ _DEMO: dict[str, dict[str, Any]] = {
         "training": Training(epochs=30, batch_size=256, crop=4, flip=True),
         "adversarial": "Adversarial(eps=0.05, steps=7)",
         "images": None,
-        "perturbations": (*_NOISE, *_CORRUPTIONS, "FGSM", "LinfPGD(steps=40)", "L2PGD(steps=40)"),
+        "perturbations": (*_NOISE, *CORRUPTIONS, "FGSM", "LinfPGD(steps=40)", "L2PGD(steps=40)"),
         "curves": ("LinfAPGD", "L2APGD", "LinfSquare"),
     },
 }

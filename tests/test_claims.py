@@ -24,10 +24,10 @@ from geophone.claims import (
     judge,
     measured,
     measures,
-    networks_needed,
     read_claims,
     rules,
     seeds_needed,
+    units_needed,
     write_claims,
 )
 from geophone.claims.judge import joint
@@ -73,13 +73,15 @@ def test_least_rho_is_the_tables_critical_value() -> None:
     assert rules.least_rho(3) == 1.0
 
 
-def test_networks_needed_is_fishers_z_with_bonett_and_wrights_variance() -> None:
+def test_units_needed_is_fishers_z_with_bonett_and_wrights_variance() -> None:
     # By hand for rho 0.6: (1.9600 + 0.8416)/atanh(0.6) = 2.8016/0.6931 = 4.0418; its square 16.336 times
     # 1 + 0.36/2 is 19.277; 3 more are 22.277.
-    assert networks_needed(0.6, 0.8) == 23
-    assert networks_needed(0.6, 0.8, held=1) == 24
+    assert units_needed(0.6, 0.8) == 23
+    assert units_needed(0.6, 0.8, held=1) == 24
+    # For rho 0.9, the default of a correlation: (2.8016/1.4722)² · 1.405 + 3 = 8.09.
+    assert units_needed(0.9, 0.8) == 9
     # For rho 0.5: (2.8016/0.5493)² · 1.125 + 3 = 32.26.
-    assert networks_needed(0.5, 0.8) == 33
+    assert units_needed(0.5, 0.8) == 33
     plain = 3 + ((norm.ppf(0.975) + norm.ppf(0.8)) / np.arctanh(0.6)) ** 2
     assert np.ceil(plain) == 20  # the variance of Pearson's r would ask for too few
 
@@ -275,7 +277,7 @@ def test_measures_say_what_they_are() -> None:
 
 # Verdicts. Noise of the seeds, shared by all recipes, is what pairing takes away.
 
-SWEEP = [f"R(alpha={a})" for a in range(-2, 4)]
+SWEEP = [f"R(alpha={a})" for a in range(-2, 8)]
 SHARED = [0.3, -0.2, 0.1, 0.0, -0.3, 0.2, 0.25, -0.1]
 
 
@@ -293,7 +295,7 @@ def ladder(steps: Sequence[float], seeds: int = 8, jitter: float = 0.003, metric
 
 def tied(slope: float, seeds: int = 8, noise: float = 0.3) -> pl.DataFrame:
     """Selectivity goes with alpha; accuracy is slope times it, and noise."""
-    x = ladder(range(6), seeds, 0.1, "class_selectivity")
+    x = ladder(range(len(SWEEP)), seeds, 0.1, "class_selectivity")
     rng = np.random.default_rng(1)
     y = x.with_columns(metric=pl.lit("accuracy"), value=slope * pl.col("value") + noise * rng.normal(size=len(x)))
     return pl.concat([x, y])
@@ -381,7 +383,7 @@ def undecided_on_too_few(make: Callable[[int], Rule], for_it: Callable[[int], pl
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_nothing_is_decided_on_less_than_the_power_asks_for(case: Any, monkeypatch: Patch) -> None:
     assert undecided_on_too_few(case[0], case[1])
-    monkeypatch.setattr(rules, "networks_needed", lambda *_, **__: 0)
+    monkeypatch.setattr(rules, "units_needed", lambda *_, **__: 0)
     monkeypatch.setattr(rules, "seeds_needed", lambda *_: 0)
     monkeypatch.setattr(rules, "LEAST_SEEDS", 0)
     assert verdict(case[0](1), case[1](3)) == SUPPORTED  # the data would have said so
@@ -412,8 +414,15 @@ def test_missing_recipes_leave_it_undecided() -> None:
 
 
 def test_the_note_says_what_is_needed_and_what_there_is() -> None:
-    assert judge([claim(UP)], tied(1.0, seeds=2))["note"][0] == "needs 23 networks and 5 seeds, has 12 and 2"
-    assert judge([claim(UP)], tied(1.0, seeds=3))["needed"][0] == "23 networks and 5 seeds"
+    assert judge([claim(UP)], tied(1.0, seeds=2))["note"][0] == "needs 9 recipes and 5 seeds, has 10 and 2"
+    assert judge([claim(UP)], tied(1.0, seeds=3))["needed"][0] == "9 recipes and 5 seeds"
+    few = tied(1.0).filter(pl.col("recipe").is_in(SWEEP[:8]))  # 64 networks, of 8 recipes
+    assert judge([claim(UP)], few).select("verdict", "note").row(0) == (
+        NOT_DECIDED,
+        "needs 9 recipes and 5 seeds, has 8 and 8",
+    )
+    of_one = tied(1.0).with_columns(recipe=pl.lit("One"), seed=pl.col("job").rank("dense").cast(pl.Int64))
+    assert judge([claim(UP)], of_one)["needed"][0] == "9 networks and 5 seeds"
     four = judge([claim(Difference(A, B))], ladder([0, 0.1], 4)).row(0, named=True)
     assert (four["note"], four["needed"], four["networks"]) == ("needs 5 seeds, has 4", "5 seeds", 8)
     assert four["low"] > 0  # shown, not judged
@@ -454,7 +463,7 @@ def test_a_difference_may_be_of_two_measures_in_the_same_recipes() -> None:
     more, less = (Selection(Measure(m), "R(*") for m in ("d", "class_selectivity"))
     row = judge([claim(Difference(more, less))], table).row(0, named=True)
     assert row["value"] == pytest.approx(0.1, abs=1e-12)
-    assert (row["verdict"], row["networks"], row["seeds"]) == (SUPPORTED, 48, 8)
+    assert (row["verdict"], row["networks"], row["seeds"]) == (SUPPORTED, 80, 8)
     assert verdict(Difference(more, less, threshold=0.2), table) == CONTRADICTED
     assert verdict(Difference(more, less, sign=-1, threshold=0.2), table) == SUPPORTED
 
@@ -496,7 +505,7 @@ def test_types_are_counted_against_the_share() -> None:
 def test_what_is_held_fixed_is_taken_away() -> None:
     """Both rise with z and with nothing else: the plain claim is supported, with z held fixed it is open."""
     rng = np.random.default_rng(5)
-    z = ladder(range(6), 8, 0.0, "z")
+    z = ladder(range(len(SWEEP)), 8, 0.0, "z")
     x, y = (
         z.with_columns(metric=pl.lit(name), value=pl.col("value") + 0.5 * rng.normal(size=len(z)))
         for name in ("class_selectivity", "accuracy")
@@ -504,16 +513,16 @@ def test_what_is_held_fixed_is_taken_away() -> None:
     table = pl.concat([x, y, z])
     assert verdict(UP, table) == SUPPORTED
     made = judge([claim(HELD)], table).row(0, named=True)
-    assert (made["verdict"], made["effect"], made["needed"]) == (NOT_DECIDED, "partial ρ", "24 networks and 5 seeds")
+    assert (made["verdict"], made["effect"], made["needed"]) == (NOT_DECIDED, "partial ρ", "10 recipes and 5 seeds")
 
 
 def test_a_correlation_is_over_the_recipes_it_names() -> None:
     table = tied(1.0)
     strange = simple({"Strange": [50.0] * 8}, "class_selectivity"), simple({"Strange": [-50.0] * 8})
     both = pl.concat([table, *strange])
-    assert judge([claim(UP)], both)["networks"][0] == 56
+    assert judge([claim(UP)], both)["networks"][0] == 88
     among = Correlation(SELECTIVITY, ACCURACY, 1, among="R(*")
-    assert judge([claim(among)], both)["networks"][0] == 48
+    assert judge([claim(among)], both)["networks"][0] == 80
     assert judge([claim(among)], both)["value"][0] == judge([claim(UP)], table)["value"][0]
 
 
@@ -521,7 +530,7 @@ def test_constant_measures_and_ragged_recipes_decide_nothing() -> None:
     flat = tied(1.0).with_columns(value=pl.when(pl.col("metric") == "accuracy").then(0.5).otherwise("value"))
     assert "the same in all networks" in judge([claim(UP)], flat)["note"][0]
     ragged = tied(1.0).filter(pl.col("seed") < 8 - pl.col("recipe").rank("dense").cast(pl.Int64))
-    assert judge([claim(UP)], ragged)["note"][0].startswith("no p: ")
+    assert judge([claim(UP)], ragged)["note"][0].count("; no p: ") == 1
 
 
 # No effect: the rate of "supported" is not above half of 5 %. A limit is the 99.9 % quantile of the number of hits that

@@ -13,8 +13,8 @@ from geophone.claims.rules import (
     Rule,
     Selection,
     Types,
-    networks_needed,
     seeds_needed,
+    units_needed,
 )
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
     "Types",
     "judge",
     "measured",
-    "networks_needed",
     "read_claims",
     "seeds_needed",
+    "units_needed",
     "write_claims",
 ]

@@ -71,8 +71,9 @@ def judge(claims: Sequence[Claim], table: pl.DataFrame) -> pl.DataFrame:
     """A verdict on each claim: supported, contradicted or not decided.
 
     A claim of one test has one row. A claim of several has a row with the joint verdict, whose `part` is null, and then
-    one for each test: supported if all are, contradicted if any is, else not decided. Networks without a recipe or
-    seed are left out. Each claim is judged by itself, without correction for how many there are.
+    one for each test: supported if all are, contradicted if any is, else not decided. So a true claim of several parts
+    is contradicted by chance more often: at most 2.5 % for each part. Networks without a recipe or seed are left out.
+    Each claim is judged by itself, without correction for how many there are.
 
     Args:
         claims: What to judge, in the order of the result.

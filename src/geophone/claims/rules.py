@@ -72,11 +72,11 @@ class Rule(Protocol):
         """Judge by the table, of one data set and model."""
 
 
-def networks_needed(rho: float, power: float, held: int = 0) -> int:
-    """Networks for which Spearman's rho differs from 0 at two-sided 0.05 with this power.
+def units_needed(rho: float, power: float, held: int = 0) -> int:
+    """Independent units for which Spearman's rho differs from 0 at two-sided 0.05 with this power.
 
     n = 3 + held + (1 + rho²/2)·((z_0.975 + z_power)/atanh rho)²: Fisher's z with the variance (1 + rho²/2)/(n − 3) of
-    Bonett & Wright 2000, doi:10.1007/BF02294183. `held` counts the measures held fixed. Networks count as independent.
+    Bonett & Wright 2000, doi:10.1007/BF02294183. `held` counts the measures held fixed.
     """
     z = norm.ppf(1 - ALPHA / 2) + norm.ppf(power)
     return ceil(3 + held + (1 + rho**2 / 2) * (z / atanh(rho)) ** 2)
@@ -106,9 +106,10 @@ class Correlation:
 
     The interval is the 95 % percentile interval of the two-stage bootstrap of `geophone.relate`: seeds, then networks.
     It takes networks of a recipe for independent evidence, which they are not where recipes differ in more than x.
-    Hence a second condition: p < 0.05 when whole recipes are exchanged, which takes at least 5 recipes. Decided if both
-    hold. The networks that are asked for count as independent; where those of a recipe are alike, the number of recipes
-    limits what can be decided (`least_rho`), and the note says how.
+    Hence a second condition: p < 0.05 when whole recipes are exchanged. Decided if both hold. Likewise the power
+    calculation counts recipes, and takes `rho` for the correlation between their means; only where all networks share
+    one recipe does it count networks. The number of recipes limits what can be decided (`least_rho`), and the note says
+    how.
 
     Attributes:
         x: One measure.
@@ -116,7 +117,7 @@ class Correlation:
         sign: The claimed sign of rho.
         held: A measure held fixed.
         among: Recipes, by name or shell pattern; None for all.
-        rho: The size that must be found with this power, in (0, 1).
+        rho: The size that must be found with this power, in (0, 1). The default asks for 9 recipes.
         power: In (0, 1).
 
     Raises:
@@ -128,7 +129,7 @@ class Correlation:
     sign: int
     held: Measure | None = None
     among: str | tuple[str, ...] | None = None
-    rho: float = 0.6
+    rho: float = 0.9
     power: float = 0.8
 
     def __post_init__(self) -> None:
@@ -154,22 +155,25 @@ class Correlation:
             .drop_nulls([f"v{i}" for i in range(len(found))])
         )
         n, seeds = len(rows), rows["seed"].n_unique()
-        need = networks_needed(self.rho, self.power, held=len(measures) - 2)
-        enough = n >= need and seeds >= LEAST_SEEDS
-        short = "" if enough else f"needs {need} networks and {LEAST_SEEDS} seeds, has {n} and {seeds}"
+        kinds = rows["recipe"].n_unique()
+        units, what = (kinds, "recipes") if kinds > 1 else (n, "networks")
+        need = units_needed(self.rho, self.power, held=len(measures) - 2)
+        needed = f"{need} {what} and {LEAST_SEEDS} seeds"
+        enough = units >= need and seeds >= LEAST_SEEDS
+        short = "" if enough else f"needs {needed}, has {units} and {seeds}"
         outcome = Outcome(
             NOT_DECIDED,
             "partial ρ" if self.held else "Spearman’s ρ",
             networks=n,
             seeds=seeds,
-            needed=f"{need} networks and {LEAST_SEEDS} seeds",
+            needed=needed,
         )
         if n < 4 or seeds < 2:
             return outcome._replace(note=_note(short, *remarks))
         values = [rows[f"v{i}"].to_numpy() for i in range(len(found))]
         rng = np.random.default_rng(crc32(str(self).encode()))
         rho, low, high, p = correlated(*values, seeds=rows["seed"].to_list(), recipes=rows["recipe"].to_list(), rng=rng)
-        why = _undecidable(rho, low, p, rows["recipe"].n_unique())
+        why = _undecidable(rho, low, p, kinds)
         verdict = _side(low, high, self.sign) if enough and not why else NOT_DECIDED
         return outcome._replace(verdict=verdict, value=rho, low=low, high=high, note=_note(short, why, *remarks))
 

@@ -5,16 +5,18 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.adversarial import adversarial
 from benchmarks.attacks import attack
 from benchmarks.compare import HEAD, machine, peak_mib, ratio, seconds
 from benchmarks.corruptions import corruptions
 from benchmarks.gradients import gradients
+from benchmarks.similarity import similarities
 from geophone.data import ImageData, Split, fashion_mnist_mini
 from geophone.measure import measure
 from geophone.models import resnet20, small_cnn
 from geophone.perturb import GaussianNoise
 from geophone.rng import stream
-from geophone.train import AugMix, SelectivityRegularised, Standard, Training, fit, initialised
+from geophone.train import AugMix, Corrupted, SelectivityRegularised, Standard, Training, fit, initialised
 from geophone.types import describe
 
 
@@ -78,7 +80,7 @@ def training(repeats: int, device: str) -> None:
     once = Training(epochs=1)
     print(HEAD)
     for make, images, recipes in (
-        (small_cnn, 2560, (Standard(), SelectivityRegularised(1.0), AugMix())),
+        (small_cnn, 2560, (Standard(), SelectivityRegularised(1.0), AugMix(), Corrupted())),
         (resnet20, 256, (Standard(), SelectivityRegularised(1.0))),
     ):
         part = ImageData(data.name, data.classes, data.train.take(images), data.val.rows(torch.arange(0)), data.test)
@@ -101,7 +103,7 @@ def training(repeats: int, device: str) -> None:
             print(ratio(name, ours, bare, repeats))
 
 
-ALL = {f.__name__: f for f in (recording, memory, attack, training, corruptions, gradients)}
+ALL = {f.__name__: f for f in (recording, memory, attack, training, adversarial, corruptions, gradients, similarities)}
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from geophone.perturb import grid
 from geophone.record import REDUCTIONS
 from geophone.registry import METRICS, MODELS, RECIPES, parse_call
 from geophone.robustness import curves, with_radius
-from geophone.train import Training, fit, initialised
-from geophone.types import describe, family_name
+from geophone.train import Training, catastrophic_overfitting, fit, initialised, kept, watched
+from geophone.train.loop import content
+from geophone.train.validation import single_step
+from geophone.types import Recipe, describe, family_name
 
 VERSION = 1
 """Part of every job's id: raised when the same job would give other rows."""
@@ -91,10 +93,10 @@ class Job:
         So its id changes when a plug-in adds a metric. What is not registered is found here, before hours are lost.
 
         Raises:
-            GeophoneError: an unknown model, recipe, perturbation, metric or reduction.
+            GeophoneError: an unknown model, recipe, perturbation, metric or reduction, or no attack to keep by.
         """
         MODELS[parse_call(self.model, "model")[0]]
-        RECIPES.build(self.recipe)
+        watched(RECIPES.build(self.recipe), self.training)
         metrics = default_metrics() if self.metrics is None else self.metrics
         for name in metrics:
             METRICS[name]
@@ -124,9 +126,14 @@ class Job:
         return run_job(self, out, device, progress)
 
 
+def snapshot_folder(folder: Path, epoch: int) -> Path:
+    """Where the network of a job's folder is as it was after an epoch, if that is one of its training's snapshots."""
+    return folder / f"epoch-{epoch:04d}"
+
+
 def identity(task: Any) -> str:
     """The hash of a frozen dataclass's content: 16 hexadecimal digits."""
-    text = json.dumps({"version": VERSION, **asdict(task)}, sort_keys=True)
+    text = json.dumps({"version": VERSION, **asdict(task, dict_factory=content)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -150,9 +157,15 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
     checkpoint = folder / "training.pt"
     recipe = RECIPES.build(job.recipe)
-    history = fit(model, data, recipe, job.training, seed=job.seed, checkpoint=checkpoint, progress=stage("training"))
+    history = fit(
+        *(model, data, recipe, job.training),
+        seed=job.seed,
+        checkpoint=checkpoint,
+        progress=stage("training"),
+        snapshot=lambda epoch, network: save_network(network, snapshot_folder(folder, epoch), name, arguments),
+    )
     save_network(model, folder, name, arguments)
-    best = max(history, key=lambda record: record["accuracy"]) if len(data.val) else history[-1]
+    best = kept(history, job.training.keep if len(data.val) else "last")
     columns = job.columns(data)
     measured = {**columns, "epoch": int(best["epoch"])}
     images = job.shown(data)
@@ -184,16 +197,46 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
             model, some, job.layers, reduce=reduce, columns=measured, progress=stage("input gradients")
         )
     believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
-    course = table.frame(
-        {**columns, "epoch": int(record["epoch"]), "metric": metric, "value": record[key], "n": n}
-        for record in history
-        for metric, key, n in (
-            ("training_loss", "loss", len(data.train)),
-            ("validation_accuracy", "accuracy", len(data.val)),
-        )
-    )
+    course = table.frame({**columns, **row} for row in _course(history, recipe, job.training, data))
     table.write(pl.concat([rows, radii, steep, believed, course]), shard)
     checkpoint.unlink(missing_ok=True)
     if finished := stage("done"):
         finished(1, 1)
     return shard
+
+
+def _course(
+    history: Sequence[Mapping[str, int | float]], recipe: Recipe, training: Training, data: ImageData
+) -> Iterator[dict[str, Any]]:
+    """What `fit` recorded after each epoch; for attacks in the l∞ ball, whether that overfitted catastrophically."""
+    shaken = watched(recipe, training)
+    under = None if shaken is None else f"right clean and under {describe(shaken)}"
+    for record in history:
+        for metric, key, n, note in (
+            ("training_loss", "loss", len(data.train), None),
+            ("validation_accuracy", "accuracy", len(data.val), None),
+            ("validation_robust_accuracy", "robust", len(data.val), under),
+            ("validation_fgsm_accuracy", "fgsm", len(data.val), "right clean and under FGSM of the same radius"),
+        ):
+            if key in record:
+                value = record[key]
+                yield {"epoch": int(record["epoch"]), "metric": metric, "value": value, "n": n, "note": note}
+    if "fgsm" not in history[-1] or single_step(getattr(recipe, "threat", None)) is None:
+        return
+    epoch = catastrophic_overfitting(history, chance=float(data.val.y.bincount().max()) / len(data.val))
+    if epoch is None:
+        note = f"No catastrophic overfitting in {len(history)} epochs."
+    else:
+        now = history[epoch - 1]
+        before = max(record["robust"] for record in history[: epoch - 1])
+        note = (
+            f"Catastrophic overfitting in epoch {epoch}: robust validation accuracy fell from {before:.3f} to "
+            f"{now['robust']:.3f}, while under FGSM it is {now['fgsm']:.3f}."
+        )
+    yield {
+        "epoch": len(history),
+        "metric": "catastrophic_overfitting",
+        "value": float(epoch is not None),
+        "n": len(data.val),
+        "note": note,
+    }

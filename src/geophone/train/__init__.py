@@ -1,23 +1,37 @@
 """Training: recipes turn a batch into a loss; one loop serves them all."""
 
-from geophone.train.loop import Training, fit, initialised
+# isort: off
+# They are listed in the order in which they are registered here.
 from geophone.train.recipes import (
-    Adversarial,
     AugMix,
+    Corrupted,
     NoiseAugmented,
     SelectivityRegularised,
     Standard,
     mean_selectivity,
 )
+from geophone.train.adversarial import Adversarial, FastAdversarial, Mart, Trades
+
+# isort: on
+from geophone.train.loop import Training, fit, initialised, watched
+from geophone.train.validation import catastrophic_overfitting, kept, robust_accuracy
 
 __all__ = [
     "Adversarial",
     "AugMix",
+    "Corrupted",
+    "FastAdversarial",
+    "Mart",
     "NoiseAugmented",
     "SelectivityRegularised",
     "Standard",
+    "Trades",
     "Training",
+    "catastrophic_overfitting",
     "fit",
     "initialised",
+    "kept",
     "mean_selectivity",
+    "robust_accuracy",
+    "watched",
 ]

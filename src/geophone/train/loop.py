@@ -11,11 +11,16 @@ import torch
 from torch import nn
 
 from geophone.data import ImageData, crop_flip
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, unknown
 from geophone.files import replacing
+from geophone.registry import PERTURBATIONS
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
+from geophone.train.validation import KEPT, Shaken, kept, robust_accuracy, single_step
 from geophone.types import Recipe, describe, deterministic, device_of, evaluating
+
+LATER = (("keep", "best"), ("validate", None), ("snapshots", ()))
+"""What `Training` learnt after jobs and states had been written without it, and its defaults."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Training:
         milestones: Epochs after which the rate falls tenfold.
         crop: Padding in pixels for random crops; 0 for none.
         flip: Whether to mirror images at random.
+        keep: Which epoch's network stays, on validation images: "best", the highest clean accuracy; "robust", the
+            highest robust accuracy; "last", the last epoch. Of equally good epochs the first.
+        validate: A perturbation as code, such as 'LinfPGD(eps=8/255, steps=10)': robust accuracy under it is recorded
+            after each epoch. Default none; where `keep` or the recipe needs one, the recipe's own threat model.
+        snapshots: Epochs after which the network is handed out, from 1.
 
     Raises:
         GeophoneError: a value that makes no sense, such as no epochs.
@@ -49,6 +59,9 @@ class Training:
     milestones: tuple[int, ...] = ()
     crop: int = 0
     flip: bool = False
+    keep: str = "best"
+    validate: str | None = None
+    snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = {
@@ -59,10 +72,15 @@ class Training:
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "crop": (self.crop >= 0, "at least 0"),
+            "snapshots": (all(1 <= e <= self.epochs for e in self.snapshots), f"epochs from 1 to {self.epochs}"),
         }
         for name, (holds, what) in allowed.items():
             if not holds:
                 raise GeophoneError(f"Training({name}={getattr(self, name)}): allowed is {what}.")
+        if self.keep not in KEPT:
+            raise unknown("epoch to keep", self.keep, KEPT)
+        if self.validate is not None:
+            PERTURBATIONS.build(self.validate)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of one step out of `steps`."""
@@ -81,6 +99,31 @@ def initialised(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
+def content(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `asdict`: all but what is in `LATER`, at its default, so that older ids and states hold."""
+    return {name: value for name, value in pairs if (name, value) not in LATER}
+
+
+def watched(recipe: Recipe, training: Training) -> Shaken | None:
+    """Under what robust validation accuracy is recorded after each epoch: None for nothing.
+
+    `training.validate`; else the recipe's own `threat`, where it is single-step or the most robust epoch is kept.
+
+    Raises:
+        GeophoneError: the most robust epoch is to be kept, and nobody says against what.
+    """
+    if training.validate is not None:
+        given: Shaken = PERTURBATIONS.build(training.validate)
+        return given
+    threat: Shaken | None = getattr(recipe, "threat", None)
+    if training.keep == "robust" and threat is None:
+        raise GeophoneError(
+            f"Training(keep='robust') with {describe(recipe)}, which trains against nothing: say against what robust "
+            "accuracy is to be measured, as in validate='LinfPGD(eps=8/255, steps=10)'."
+        )
+    return threat if training.keep == "robust" or getattr(recipe, "single_step", False) else None
+
+
 def fit(
     model: nn.Module,
     data: ImageData,
@@ -90,8 +133,9 @@ def fit(
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    snapshot: Callable[[int, nn.Module], None] | None = None,
 ) -> list[dict[str, int | float]]:
-    """Train a network in place and leave it at the epoch with the best validation accuracy (the first such).
+    """Train a network in place and leave it, in evaluation mode, at the epoch that `training.keep` names.
 
     Without validation images it stays at the last epoch. Deterministic for one seed on one kind of device and number of
     threads. On CUDA the training step runs under bfloat16 autocast.
@@ -104,12 +148,18 @@ def fit(
         seed: Keys the order of the images, the augmentation and the recipe's randomness.
         checkpoint: A file for the state after each epoch. When it is there already, training goes on from it.
         progress: Called with (steps done, steps in all).
+        snapshot: Called with (epoch, network) after each epoch of `training.snapshots`, before the state is written: a
+            training that was interrupted has called it for every one of them by its end, for some perhaps twice. The
+            network goes on training, so it must be copied or written at once.
 
     Returns:
-        One record per epoch: epoch (from 1), mean training loss, validation accuracy.
+        One record per epoch: `epoch` (from 1), mean training `loss`, validation `accuracy`. Where robustness is watched
+        (see `watched`) also `robust`, the share of validation images right both clean and perturbed, and, where that is
+        an attack in the l∞ ball, `fgsm`, the same under one step of its radius.
 
     Raises:
-        GeophoneError: no training images, a loss that is not finite, or a checkpoint of something else.
+        GeophoneError: no training images, no validation images where robust accuracy on them is asked for, nothing to
+            measure it by, a loss that is not finite, or a checkpoint of something else.
     """
     device = device_of(model)
     data = data.to(device)
@@ -118,6 +168,12 @@ def fit(
         raise GeophoneError(
             f"{data.name} has {len(data.train)} training images, fewer than one batch of {training.batch_size}. "
             "Give more images or a smaller batch_size."
+        )
+    shaken = watched(recipe, training)
+    if not len(data.val) and (training.keep == "robust" or training.validate is not None):
+        raise GeophoneError(
+            f"{data.name} has no validation images to measure robust accuracy on: give some, or leave out "
+            "keep='robust' and validate."
         )
     steps = per_epoch * training.epochs
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -128,9 +184,9 @@ def fit(
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
     )
-    purpose = f"{describe(recipe)} {asdict(training)} seed {seed}"
+    purpose = f"{describe(recipe)} {asdict(training, dict_factory=content)} seed {seed}"
     history: list[dict[str, int | float]] = []
-    best: dict[str, Any] = {"accuracy": -1.0, "weights": {}}
+    best: dict[str, Any] = {"weights": {}}
     if checkpoint is not None and checkpoint.is_file():
         history, best = _resume(checkpoint, purpose, model, optimizer, device)
 
@@ -164,8 +220,17 @@ def fit(
                 )
             accuracy = _accuracy(model, data, training.batch_size)
             history.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy})
-            if accuracy > best["accuracy"] or len(data.val) == 0:
-                best = {"accuracy": accuracy, "weights": {k: v.clone() for k, v in model.state_dict().items()}}
+            if shaken is not None and len(data.val):
+                for name, perturbation in (("robust", shaken), ("fgsm", single_step(shaken))):
+                    if perturbation is not None:
+                        history[-1][name] = robust_accuracy(
+                            model, data.val, perturbation, batch_size=2 * training.batch_size, seed=seed
+                        )
+            if kept(history, training.keep if len(data.val) else "last") is history[-1]:
+                best = {"weights": {k: v.clone() for k, v in model.state_dict().items()}}
+            if snapshot is not None and epoch + 1 in training.snapshots:
+                with evaluating(model):
+                    snapshot(epoch + 1, model)
             if checkpoint is not None:
                 _save(checkpoint, purpose, model, optimizer, history, best)
     model.load_state_dict(best["weights"])

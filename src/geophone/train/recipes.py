@@ -10,12 +10,12 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from geophone.errors import GeophoneError, unknown
 from geophone.metrics.selectivity import selectivity_of_means
-from geophone.perturb import GaussianNoise, LinfPGD
+from geophone.perturb import GaussianNoise, grid
 from geophone.record import ACTIVATIONS, WEIGHTED, activation_layers, layers_of, tap, unwrapped
 from geophone.registry import RECIPES
 from geophone.rng import Draws
 from geophone.train.augmix import augmixed, jensen_shannon
-from geophone.types import describe, full_precision
+from geophone.types import Model, describe, full_precision
 
 
 @RECIPES.register
@@ -144,30 +144,6 @@ def _spatial_mean(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class Adversarial:
-    """Cross-entropy on adversarial images: PGD in the l∞ ball, with a random start, against the current network.
-
-    The attack runs in eval mode (batch norm's running statistics), the training step in train mode; the literature does
-    both. `step_size` is PGD's default when None.
-
-    References:
-        Madry et al. 2018, arXiv:1706.06083.
-    """
-
-    eps: float = 8 / 255
-    steps: int = 7
-    step_size: float | None = None
-
-    def loss(
-        self, model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], rng: Draws
-    ) -> Float[Tensor, ""]:
-        """Mean cross-entropy of the attacked images."""
-        attack = LinfPGD(eps=self.eps, steps=self.steps, step_size=self.step_size)
-        return cross_entropy(model(attack(x, y, model, rng)), y)
-
-
-@RECIPES.register
-@dataclass(frozen=True)
 class NoiseAugmented:
     """Cross-entropy on images with Gaussian noise of standard deviation `std`, clipped to [0, 1]."""
 
@@ -178,6 +154,60 @@ class NoiseAugmented:
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy of the noisy images."""
         return cross_entropy(model(GaussianNoise(self.std)(x, y, model, rng)), y)
+
+
+@RECIPES.register
+@dataclass(frozen=True)
+class Corrupted:
+    """Cross-entropy on corrupted images: each goes through one of several corruptions or noises, drawn for it alone.
+
+    The draw is uniform and keyed by the image, so it does not depend on the batch. A name without its level stands for
+    all its levels, a family such as "corruption" for everything that is registered in it, a plug-in's too. Level 0
+    leaves an image as it is: "GaussianNoise(std=0.2), GaussianNoise(std=0)" is noise for half of the images. An attack
+    may be among them. A step costs at least one call for each of those that were drawn.
+
+    Training on a corruption helps little against others, so measure on what it was not trained on.
+
+    Attributes:
+        by: Registered perturbations as code, separated by commas.
+
+    Raises:
+        GeophoneError: a perturbation is unknown.
+
+    References:
+        Geirhos et al. 2018, arXiv:1808.08750; Rusak et al. 2020, arXiv:2001.06057.
+    """
+
+    by: str = "gaussian_noise"
+
+    def __post_init__(self) -> None:
+        grid(self.by)
+
+    @property
+    def threat(self) -> "Corrupted":
+        """The corruptions that it trains on."""
+        return self
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], model: Model, rng: Draws
+    ) -> Float[Tensor, "n c h w"]:
+        """The corrupted images."""
+        every = grid(self.by)
+        which = rng.child("choice").bits("which") % len(every)
+        counts = one_hot(which, len(every)).sum(0).tolist()  # asked of the device once
+        out = torch.empty_like(x)
+        for perturbation, rows in zip(every, which.argsort(stable=True).split(counts), strict=True):
+            if len(rows):
+                out[rows] = perturbation(x[rows], y[rows], model, rng[rows])
+        return out
+
+    def loss(
+        self, model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], rng: Draws
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the corrupted images."""
+        with full_precision():
+            corrupted = self(x, y, model, rng)
+        return cross_entropy(model(corrupted), y)
 
 
 @RECIPES.register

@@ -167,14 +167,15 @@ def _sum_up(
             condition.add(None, statistic, shuffled, batch.with_x(logits))
         elif reads == "images":
             if perturbed:
-                condition.add(None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1)))
+                condition.add(None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1), batch.index))
         else:
             for layer, response in responses.items():
                 if reads == "responses":
                     labelled = Batch(batch.x, shuffled_y, batch.index) if shuffled else batch
                     condition.add(layer, statistic, shuffled, labelled.with_rows(response))
                 elif layer in clean:
-                    condition.add(layer, statistic, shuffled, Pair(clean[layer], response))
+                    index = batch.with_rows(response).index
+                    condition.add(layer, statistic, shuffled, Pair(clean[layer], response, index))
 
 
 def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, int]) -> Iterator[dict[str, Any]]:
@@ -267,6 +268,7 @@ def compare(
                 )
             for statistic in {m.statistic: None for m in chosen}:
                 for name in (name for name in ours if name in theirs):
-                    condition.add(name, statistic, False, Pair(ours[name], theirs[name]))
+                    index = batch.with_rows(ours[name]).index
+                    condition.add(name, statistic, False, Pair(ours[name], theirs[name], index))
     condition.columns |= dict(columns or {})
     return table.frame(_rows(condition, chosen, depth))

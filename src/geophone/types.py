@@ -65,10 +65,12 @@ class Pair:
     Attributes:
         a: `[n, p]`, by convention the responses to the clean images.
         b: `[n, q]`, by convention the responses to the perturbed ones.
+        index: Position of each row in its data set `[n]`, int64; only a statistic that samples rows needs it.
     """
 
     a: Float[Tensor, "n p"]
     b: Float[Tensor, "n q"]
+    index: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.a)

@@ -1,6 +1,22 @@
 """Metrics: named pure functions of one statistic. Each also takes plain tensors."""
 
 from geophone.metrics.activity import active_fraction, dead_fraction
+from geophone.metrics.alignment import (
+    cka_deconfounded,
+    cka_rbf,
+    cka_rbf_kornblith,
+    cka_without_first_pc,
+    cka_without_pcs,
+    cknna,
+    knn_alignment,
+    knn_overlap,
+    mutual_knn,
+    rbf_cka,
+    rsa_correlation,
+    rsa_euclidean,
+    rsa_whitened,
+)
+from geophone.metrics.alike import Alike, alike, compact
 from geophone.metrics.dimensionality import (
     difference_dim,
     difference_fraction,
@@ -14,25 +30,52 @@ from geophone.metrics.images import perturbation_l2, perturbation_linf
 from geophone.metrics.metric import Metric, Undefined, default_metrics, metric
 from geophone.metrics.outcomes import accuracy, loss, margin, share_interval
 from geophone.metrics.selectivity import class_selectivity, class_selectivity_floor, eta_squared, mean_response
-from geophone.metrics.similarity import cka, normalised_distance, pwcca
+from geophone.metrics.similarity import (
+    angular_distance,
+    cca,
+    cka,
+    cka_biased,
+    linear_regression_r2,
+    normalised_distance,
+    procrustes,
+    pwcca,
+    r2_cca,
+    svcca,
+)
 
 __all__ = [
+    "Alike",
     "Metric",
     "Undefined",
     "accuracy",
     "active_fraction",
+    "alike",
+    "angular_distance",
+    "cca",
     "cka",
+    "cka_biased",
+    "cka_deconfounded",
+    "cka_rbf",
+    "cka_rbf_kornblith",
+    "cka_without_first_pc",
+    "cka_without_pcs",
+    "cknna",
     "class_selectivity",
     "class_selectivity_floor",
+    "compact",
     "dead_fraction",
     "default_metrics",
     "difference_dim",
     "difference_fraction",
     "eta_squared",
+    "knn_alignment",
+    "knn_overlap",
+    "linear_regression_r2",
     "loss",
     "margin",
     "mean_response",
     "metric",
+    "mutual_knn",
     "normalised_distance",
     "participation_ratio",
     "participation_ratio_corrected",
@@ -40,7 +83,14 @@ __all__ = [
     "pca_fraction",
     "perturbation_l2",
     "perturbation_linf",
+    "procrustes",
     "pwcca",
+    "r2_cca",
+    "rbf_cka",
+    "rsa_correlation",
+    "rsa_euclidean",
+    "rsa_whitened",
     "share_interval",
+    "svcca",
     "two_nn",
 ]

@@ -51,6 +51,8 @@ class Metric:
     def __call__(self, *data: Any) -> Any:
         """The metric of a statistic, or of plain tensors: `(x)` or `(x, y)`, or `(a, b)` for a comparison.
 
+        A comparison of plain tensors reads all their rows, where one of a data set may read a sample.
+
         Args:
             data: A statistic of the right class; or responses `[n, d]` and, where the metric needs them, labels
                 `[n]`; or two aligned matrices `[n, p]` and `[n, q]`.
@@ -64,10 +66,15 @@ class Metric:
         if self.shuffled and isinstance(batch, Batch):
             order = torch.randperm(len(batch), generator=stream(0, "shuffled labels")).to(batch.y.device)
             batch = Batch(batch.x, batch.y[order], batch.index)
-        return self.compute(self.statistic.of(batch))
+        return self.compute(of_all_rows(self.statistic, batch))
 
     def __repr__(self) -> str:
         return f"<metric {self.name}>"
+
+
+def of_all_rows(statistic: type[Any], data: Batch | Pair) -> Any:
+    """The statistic of data that are all at hand: one that samples pairs (it has `of_all`) leaves no row out."""
+    return getattr(statistic, "of_all", statistic.of)(data)
 
 
 def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:

@@ -6,7 +6,7 @@ not depend on how the examples were split (up to rounding in float64) or on thei
 
 from geophone.stats.moments import Activity, ClassMeans, Moments
 from geophone.stats.outcomes import Outcomes
-from geophone.stats.pairs import CrossMoments, Displacement, Lengths
+from geophone.stats.pairs import CrossMoments, Displacement, Lengths, PairSample
 from geophone.stats.sample import Sample
 from geophone.stats.statistic import Statistic, total
 from geophone.stats.units import UnitMoments
@@ -19,6 +19,7 @@ __all__ = [
     "Lengths",
     "Moments",
     "Outcomes",
+    "PairSample",
     "Sample",
     "Statistic",
     "UnitMoments",

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from geophone.errors import GeophoneError
+from geophone.rng import draws
 from geophone.stats.moments import Moments, merged_mean
 from geophone.stats.statistic import double
 from geophone.types import Pair
@@ -98,7 +100,16 @@ class Displacement:
 
     @classmethod
     def of(cls, batch: Pair) -> "Displacement":
-        """Displacement of one batch of pairs with the same units."""
+        """Displacement of one batch of pairs with the same units.
+
+        Raises:
+            GeophoneError: the sides have different numbers of units.
+        """
+        if batch.a.shape[1] != batch.b.shape[1]:
+            raise GeophoneError(
+                f"{batch.a.shape[1]} and {batch.b.shape[1]} units: a displacement is the difference of the same units "
+                "on both sides. Compare different units by a measure such as cka."
+            )
         a = double(batch.a)
         mean = a.mean(0)
         return cls(Moments.of_rows(double(batch.b) - a), mean, (a - mean).square().sum())
@@ -127,6 +138,69 @@ class Displacement:
     def d(self) -> int:
         """Number of units."""
         return self.shift.d
+
+
+@dataclass(frozen=True)
+class PairSample:
+    """The rows of both streams for the `most` examples whose index has the smallest hash, in the order of the hash.
+
+    For whatever needs the points and not their moments. Which examples those are depends on nothing but their indices,
+    so every layer and every perturbation is sampled at the same ones. Memory O(most · (p + q)).
+
+    Attributes:
+        rank: The hash that decides, `[m]`, in [0, 2⁶³).
+        index: Position of each example in its data set, `[m]`.
+        a: Rows of the first stream, `[m, p]`.
+        b: Rows of the second, `[m, q]`.
+    """
+
+    rank: Int[Tensor, " m"]
+    index: Int[Tensor, " m"]
+    a: Float[Tensor, "m p"]
+    b: Float[Tensor, "m q"]
+
+    reads: ClassVar[str] = "pair"
+    most: ClassVar[int] = 1000
+
+    @classmethod
+    def of(cls, batch: Pair) -> "PairSample":
+        """The sample of one batch of pairs.
+
+        Raises:
+            GeophoneError: the pairs come without their index.
+        """
+        if batch.index is None:
+            raise GeophoneError("a sample of pairs needs the rows' positions in their data set: Pair(a, b, index).")
+        return cls.of_all(batch)._smallest()
+
+    @classmethod
+    def of_all(cls, batch: Pair) -> "PairSample":
+        """All rows of a pair, in their order and however many: what a metric that is given plain tensors reads."""
+        a, b = double(batch.a), double(batch.b)
+        index = (torch.arange(len(batch)) if batch.index is None else batch.index).to(a.device)
+        return cls(draws("sample", index=index).bits("rank"), index, a, b)
+
+    def __add__(self, other: "PairSample") -> "PairSample":
+        pairs = zip(self._fields(), other._fields(), strict=True)
+        return type(self)(*(torch.cat(pair) for pair in pairs))._smallest()
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return self.rank, self.index, self.a, self.b
+
+    def _smallest(self) -> "PairSample":
+        """In order of hash, no more than `most`."""
+        kept = self.rank.argsort()[: self.most]
+        return type(self)(*(part[kept] for part in self._fields()))
+
+    @property
+    def n(self) -> int:
+        """Number of examples in the sample."""
+        return len(self.rank)
+
+    @property
+    def d(self) -> int:
+        """Number of units of the first stream."""
+        return self.a.shape[1]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ COLUMNS = (
     *("class_selectivity", "class_selectivity_floor", "eta_squared", "pca_fraction_95", "two_nn"),
     *("input_gradient_cv_samples", "input_gradient_cv_units"),
 )
+SHOWN = ("sweep_", "layer_maps")
 SIGNS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not decided": "? not decided"}
 
 
@@ -52,7 +53,7 @@ def publish(folder: Path, target: Path) -> None:
     if claims is not None:
         lines += ["## Claims", "", *_verdicts(claims), ""]
     lines += ["## By recipe: mean over seeds ± half the 95 % interval (Student's t)", "", *_recipes(wide), ""]
-    pictures = [figure.name for figure in sorted(target.glob("sweep_*.svg"))]
+    pictures = [figure.name for figure in sorted(target.glob("*.svg")) if figure.stem.startswith(SHOWN)]
     lines += [part for name in pictures for part in (f"![{name}]({name})", "")]
     (target / "README.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -38,7 +38,12 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("page", "said"), [("robustness", ("fog", "all of them")), ("selectivity", ("is negative", "eta_squared", "relu6"))]
+    ("page", "said"),
+    [
+        ("robustness", ("fog", "all of them")),
+        ("selectivity", ("is negative", "eta_squared", "relu6")),
+        ("similarity", ("far_similarity", "relu6")),
+    ],
 )
 def test_the_examples_of_the_docs_run(page, said, tmp_path, monkeypatch, capsys):
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -20,8 +20,9 @@ from geophone.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES,
 from geophone.relate import relate
 from geophone.report import write_report
 from geophone.robustness import Curve, Survival, eps_curve, survival
-from geophone.scan import Scan, attack, scan
+from geophone.scan import Scan, attack, compare_networks, scan
 from geophone.scores import scores
+from geophone.similarity import Similarity, similarity
 from geophone.study import Job, run_study
 from geophone.train import Training, fit
 from geophone.types import Batch, Pair
@@ -42,12 +43,14 @@ __all__ = [
     "Metric",
     "Pair",
     "Scan",
+    "Similarity",
     "Split",
     "Survival",
     "Training",
     "Undefined",
     "attack",
     "compare",
+    "compare_networks",
     "eps_curve",
     "fit",
     "grid",
@@ -64,6 +67,7 @@ __all__ = [
     "run_study",
     "scan",
     "scores",
+    "similarity",
     "survival",
     "tap",
     "write_report",

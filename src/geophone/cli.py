@@ -18,7 +18,7 @@ from geophone.files import replacing
 from geophone.record import REDUCTIONS
 from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.report import write_report
-from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, scan
+from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, compare_networks, scan
 from geophone.study import find_study, process_executor, ray_executor, run_study
 from geophone.study.job import Progress
 from geophone.study.studies import SIZES
@@ -67,6 +67,7 @@ plugin_option = click.option(
 )
 
 
+layers_option = click.option("--layers", help="Layer names or patterns, separated by commas, such as 'layer*.relu*'.")
 factory_option = click.option(
     "--factory", metavar="F", help="What makes the network of a weights file: file.py:function or a model's name."
 )
@@ -90,6 +91,7 @@ def cli() -> None:
       geophone run demo                       train, shake, record, measure, relate, report (minutes)
       geophone scan my.py:model my_images/    diagnose a network that you have
       geophone attack my.py:model my_images/  what survives AutoAttack, image by image
+      geophone compare a.py:model b.py:model my_images/   all layers of two networks side by side
       geophone list perturbations             what there is to shake with
     """
 
@@ -166,7 +168,7 @@ def run(
 @click.argument("model")
 @click.argument("data")
 @factory_option
-@click.option("--layers", help="Layer names or patterns, separated by commas, such as 'layer*.relu*'.")
+@layers_option
 @click.option(
     "--perturb", default=DEFAULT_PERTURBATIONS, show_default=True, help="Names, families or calls, by commas."
 )
@@ -219,7 +221,7 @@ def scan_command(
             model,
             data,
             perturb,
-            [part.strip() for part in layers.split(",")] if layers else None,
+            _names(layers),
             out,
             curves=curves,
             factory=factory,
@@ -297,6 +299,63 @@ def attack_command(
         click.echo(str(out))
 
 
+@cli.command("compare", cls=ScanHelp)
+@click.argument("first", metavar="MODEL_A")
+@click.argument("second", metavar="MODEL_B")
+@click.argument("data")
+@click.option(
+    "--measures", default="cka_minibatch", show_default=True, help="Measures of similarity; the first is drawn."
+)
+@layers_option
+@click.option("--others", help="Layers of MODEL_B, likewise.  [default: as of MODEL_A]")
+@click.option(
+    "--perturb", metavar="CALL", help="Also compare each with itself under this, such as 'LinfPGD(eps=8/255)'."
+)
+@factory_option
+@images_option
+@batch_size_option
+@seed_option
+@device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("compared.html"), show_default=True, help="The page."
+)
+@plugin_option
+def compare_command(
+    first: str,
+    second: str,
+    data: str,
+    measures: str,
+    layers: str | None,
+    others: str | None,
+    perturb: str | None,
+    factory: str | None,
+    images: int | None,
+    batch_size: int,
+    seed: int,
+    device: str | None,
+    out: Path,
+    plugins: tuple[Path, ...],
+) -> None:
+    """Compare the layers of MODEL_A and MODEL_B on DATA: all with all, as heat maps; given as for `geophone scan`."""
+    with _bars() as bars:
+        task = bars.add_task("comparing", total=None)
+        found = compare_networks(
+            *(first, second, data),
+            measures=_names(measures),
+            layers=_names(layers),
+            others=_names(others),
+            out=out,
+            perturb=perturb,
+            factory=factory,
+            images=images,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            progress=lambda done, steps: bars.update(task, completed=done, total=steps),
+        )
+    click.echo(str(found.report))
+
+
 @cli.command("list")
 @click.argument("kind", metavar=f"[{'|'.join(REGISTRIES)}]", required=False)
 @plugin_option
@@ -328,6 +387,11 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise GeophoneError(f"cannot read the seeds {text!r}: write whole numbers, such as 0,1,2.") from None
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names separated by commas; None for none."""
+    return [part.strip() for part in text.split(",")] if text else None
 
 
 def _switches(texts: tuple[str, ...]) -> dict[str, str]:

@@ -16,12 +16,14 @@ from geophone.errors import GeophoneError
 from geophone.files import make_folder
 from geophone.measure import measure
 from geophone.models import load_model
+from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
 from geophone.record import Reduce, spatial_mean
 from geophone.registry import load_entry_points
 from geophone.report import write_report
 from geophone.robustness import Survival, survival, with_radius
 from geophone.robustness import curves as radii
+from geophone.similarity import similarity
 from geophone.types import Model, Perturbation, device_of, usable_device
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
@@ -162,6 +164,96 @@ def attack(
     made, _, split = _opened(model, data, factory, images, device)
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     return survival(made, split, attacks, restarts=restarts, every=every, **common)
+
+
+def compare_networks(
+    first: Model | str | Path,
+    second: Model | str | Path,
+    data: Any,
+    measures: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    others: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    *,
+    perturb: str | Perturbation | None = None,
+    factory: str | None = None,
+    images: int | None = None,
+    device: str | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Two networks side by side: all layers of each with all of its own and of the other's, and a page of heat maps.
+
+    Args:
+        first: As for `scan`.
+        second: As for `scan`.
+        data: As for `scan`.
+        measures: As for `similarity`.
+        layers: Of the first network: names or shell patterns.
+        others: Of the second; default `layers`.
+        out: As for `scan`.
+        perturb: One perturbation, as code or an object: both networks are then also compared with themselves under it.
+        factory: What makes a network that is given as a weights file.
+        images: How many images, class-balanced; default all.
+        device: Where to run; default where the networks are.
+        batch_size: Images per batch.
+        seed: Keys everything random.
+        progress: Called with (steps done, steps in all).
+
+    Raises:
+        GeophoneError: what was given cannot be used; the message says what, where and what to do.
+
+    >>> compare_networks("plain.py:model", "robust.py:model", "fashion_mnist_mini", out="compared.html").report
+    """
+    started, clock = now(), time.monotonic()
+    ours, source, split = _opened(first, data, factory, images, device)
+    theirs, _, _ = _opened(second, source, factory, images, device or str(device_of(ours)))
+    shaken = None
+    if perturb is not None:
+        drawn = grid(perturb) if isinstance(perturb, str) else [perturb]
+        if len(drawn) != 1:
+            raise GeophoneError(
+                f"{perturb!r} stands for {len(drawn)} perturbations; a comparison takes one, with its level, such as "
+                "'LinfPGD(eps=8/255)'."
+            )
+        shaken = drawn[0]
+    page, folder = _places(out)
+    names = _labels(first, second)
+    dataset = source.name if isinstance(source, ImageData) else "data"
+    jobs = [{"job": f"scan {i}", "dataset": dataset, "model": name} for i, name in enumerate(names, start=1)]
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    drawn_by: dict[str, Any] = {**common, "progress": progress}
+    rows = []
+    for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
+        rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, **common))
+        for each in (None,) if shaken is None else (None, shaken):
+            found = similarity(model, None, split, measures, own, perturbation=each, columns=columns, **drawn_by)
+            rows.append(found.table)
+    beside = {**jobs[0], "perturbation": f"beside {names[1]}"}
+    rows.append(similarity(ours, theirs, split, measures, layers, others, columns=beside, **drawn_by).table)
+    made = pl.concat(rows)
+    if folder is None:
+        return Scan(made, None)
+    table.write(made, make_folder(folder) / "table" / "scan.parquet")
+    write_provenance(
+        folder,
+        title=f"{names[0]} beside {names[1]}",
+        seconds=time.monotonic() - clock,
+        started=started,
+        device=str(device_of(ours)),
+        threads=torch.get_num_threads(),
+        seeds=[seed],
+    )
+    return Scan(made, write_report(folder, page))
+
+
+def _labels(*models: Model | str | Path) -> list[str]:
+    """What the table calls each network: what was given for it, numbered where two are the same."""
+    names = [str(model) if isinstance(model, str | Path) else type(model).__name__ for model in models]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({i})" for i, name in enumerate(names, start=1)]
 
 
 def _opened(

@@ -1,11 +1,12 @@
 """The one table: long, typed, append-only. Everything that Geophone finds out is a row of it.
 
-    job, dataset, model, recipe, seed, epoch | family, perturbation, level | layer, depth, other | metric, unit
-    | value, low, high, n, d | note
+    job, dataset, model, recipe, seed, epoch | family, perturbation, level | layer, depth, other, other_depth
+    | metric, unit | value, low, high, n, d | note
 
 - `perturbation` is "clean" with level 0 for the unperturbed images; `family` is clean, noise, corruption or attack.
 - `layer` is null for what belongs to the whole network; `depth` is the layer's place in the order of execution, from 0.
 - `other` names the second stream of a comparison: "clean" where responses to perturbed images are compared to clean.
+  Where all layers are compared with all, it is a layer of the second stream, and `other_depth` its place there.
 - `unit` is null unless the value belongs to one unit (channel) of the layer.
 - `low` and `high` bound a 95 % interval where the metric has one.
 - `n` examples and `d` units went into the value: half of these estimators are biased in n/d.
@@ -34,6 +35,7 @@ SCHEMA: dict[str, Any] = {
     "layer": pl.String,
     "depth": pl.Int64,
     "other": pl.String,
+    "other_depth": pl.Int64,
     "metric": pl.String,
     "unit": pl.Int64,
     "value": pl.Float64,
@@ -46,7 +48,7 @@ SCHEMA: dict[str, Any] = {
 
 KEYS = [
     *("job", "dataset", "model", "recipe", "seed", "epoch", "family", "perturbation", "level"),
-    *("depth", "layer", "other", "metric", "unit"),
+    *("depth", "layer", "other_depth", "other", "metric", "unit"),
 ]
 
 
@@ -95,6 +97,9 @@ def _read_shard(path: Path) -> pl.DataFrame:
         raise GeophoneError(
             f"the table shard {path} is corrupt ({reason}). Delete it and run the same command again."
         ) from None
+    if "other_depth" not in shard.columns:  # written before all layers were compared with all
+        shard = shard.with_columns(other_depth=pl.lit(None, pl.Int64))
+        shard = shard.select([name for name in SCHEMA if name in shard.columns], pl.exclude(*SCHEMA))
     if dict(shard.schema) != SCHEMA:
         wrong = sorted(set(shard.columns) ^ set(SCHEMA)) or "types"
         raise GeophoneError(

@@ -133,13 +133,32 @@ def test_attack_counts_what_survives(place, capsys):
     assert frame["attack"].n_unique() == 2
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("scan",), ("attack",), ("list",), ("report",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("scan",), ("attack",), ("compare",), ("list",), ("report",)])
 def test_help(command, capsys):
     code, out, _ = geophone(capsys, *command, "--help")
     assert code == 0
     assert out.startswith("Usage: geophone")
     assert max(len(line) for line in out.splitlines()) <= 110
-    assert set(cli.commands) == {"run", "scan", "attack", "list", "report"}
+    assert set(cli.commands) == {"run", "scan", "attack", "compare", "list", "report"}
+
+
+def test_compare_writes_heat_maps(place, capsys):
+    arguments = ("my.py:make", "my.py:make", "good.npz", "--layers", "relu1,relu5", "--batch-size", "20")
+    code, out, err = geophone(capsys, "compare", *arguments, "--perturb", "LinfPGD(eps=8/255, steps=2)")
+    assert code == 0, err
+    assert out.strip().endswith("compared.html")
+    page = (place / "compared.html").read_text()
+    assert "Layers beside layers" in page
+    assert (place / "compared" / "figures" / "layer_maps.svg").is_file()
+    rows = table.read(place / "compared" / "table").filter(pl.col("metric") == "cka_minibatch")
+    pairs = rows.group_by("model", "perturbation").len().sort("model", "perturbation").rows()
+    assert pairs == [
+        ("my.py:make (1)", "beside my.py:make (2)", 4),
+        ("my.py:make (1)", "itself", 4),
+        ("my.py:make (1)", "itself under LinfPGD(steps=2)", 4),
+        ("my.py:make (2)", "itself", 4),
+        ("my.py:make (2)", "itself under LinfPGD(steps=2)", 4),
+    ]
 
 
 def corrupt_shard(place):
@@ -204,6 +223,9 @@ BAD = {
         "scan my.py:make cifar10_c(root='c',corruption='fog')",
         "fog.npy is truncated, corrupt",
     ),
+    "unknown measure": (nothing, "compare my.py:make my.py:make good.npz --measures ckaa", "measure of similarity"),
+    "many perturbations": (nothing, "compare my.py:make my.py:make good.npz --perturb noise", "takes one"),
+    "too few images": (nothing, "compare my.py:make my.py:make good.npz --images 3", "at least 4 images"),
     "too many images": (nothing, "scan my.py:make good.npz --images 1000", "1000"),
 }
 

@@ -13,9 +13,10 @@ from torch import nn
 from geophone.errors import GeophoneError
 from geophone.models import Normalise, ResNet18, ResNet20, SmallCNN, load_model
 from geophone.models.load import save_network
-from geophone.record import activation_layers
+from geophone.record import activation_layers, tap
 from geophone.registry import MODELS
 from geophone.rng import stream
+from geophone.study.similarity import OF_WIDE
 from geophone.testing.contracts import broken_contracts
 from geophone.train import initialised
 
@@ -40,6 +41,24 @@ def test_sizes():
     assert large.conv1(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 32, 32)
     with pytest.raises(GeophoneError, match="stem=5"):
         ResNet18(10, *rgb, stem=5)
+
+
+def test_wide_resnet_has_the_eighty_layers_of_the_similarity_study():
+    """Stages begin at layers 26 and 51 (specification §1.3); WideResNet-28-10 has 36.5 M weights (the paper's)."""
+    rgb = ((0.5,) * 3, (0.25,) * 3)
+    with torch.device("meta"):
+        ten = MODELS.build("wide_resnet", classes=10, mean=rgb[0], std=rgb[1], width=10)
+    assert sum(p.numel() for p in ten.parameters()) == 36_479_194
+    narrow = MODELS.build("wide_resnet", classes=10, mean=rgb[0], std=rgb[1], width=2, first=2).eval()
+    with tap(narrow, OF_WIDE) as seen:
+        narrow(torch.zeros(1, 3, 8, 8))
+    assert len(seen) == 80
+    stages = [next(i for i, name in enumerate(seen) if name.startswith(f"stage{k}")) for k in (1, 2, 3)]
+    assert stages == [1, 26, 51]
+    assert list(seen)[:3] == ["conv1", "stage1.0.norm1", "stage1.0.relu1"]
+    for wrong in ({"depth": 20}, {"depth": 4}, {"width": 0}):
+        with pytest.raises(GeophoneError, match="allowed are"):
+            MODELS.build("wide_resnet", classes=10, mean=rgb[0], std=rgb[1], **wrong)
 
 
 def test_normalise_is_inside():

@@ -21,7 +21,18 @@ from geophone.perturb import grid
 from geophone.registry import STUDIES
 from geophone.report import write_report
 from geophone.stats import Moments
-from geophone.study import Comparison, Demo, Job, Selectivity, find_study, process_executor, run_job, run_study
+from geophone.study import (
+    Comparison,
+    Demo,
+    Job,
+    LayerMap,
+    RobustSimilarity,
+    Selectivity,
+    find_study,
+    process_executor,
+    run_job,
+    run_study,
+)
 from geophone.study.selectivity import SelectivityTinyImageNet
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
@@ -225,6 +236,92 @@ def test_networks_are_compared_and_claims_judged_when_all_are_trained(tmp_path):
     shard.unlink()
     run_study(study, tmp_path)
     assert shard.read_bytes() == before
+
+
+@dataclass(frozen=True)
+class Mapped(Tiny):
+    """A study whose layers are mapped, in all ways."""
+
+    def jobs(self):
+        training = Training(epochs=2, batch_size=32, snapshots=(1,), keep="last")
+        return [replace(TINY, recipe=r, training=training, perturbations=()) for r in ("Standard", "NoiseAugmented")]
+
+    def comparisons(self):
+        one, two = self.jobs()
+        common = {"layers": ("relu1", "relu6"), "images": 24, "batch_size": 8}
+        return [
+            LayerMap(one, **common),
+            LayerMap(two, one, beside="Standard", **common),
+            LayerMap(one, perturbation="GaussianNoise(std=0.5)", gap=True, **common),
+            LayerMap(one, epoch=1, **common),
+        ]
+
+
+def test_layers_are_mapped_when_networks_are_trained(tmp_path):
+    study = Mapped()
+    run_study(study, tmp_path)
+    one, two = (job.resolved() for job in study.jobs())
+    rows = table.read(tmp_path / "table").filter(pl.col("family") == "similarity")
+    maps = rows.filter(metric="cka_minibatch").group_by("job", "perturbation", "level").len().sort("perturbation")
+    assert maps.select("job", "perturbation", "level").rows() == [
+        (two.id, "beside Standard", 0.0),
+        (one.id, "beside itself earlier", 1.0),
+        (one.id, "itself", 0.0),
+        (one.id, "under GaussianNoise", 0.5),
+        (one.id, "under GaussianNoise, training images", 0.5),
+    ]
+    assert maps["len"].to_list() == [4] * 5
+
+    def same(perturbation, metric="same_layer_similarity"):
+        here = rows.filter(perturbation=perturbation, metric=metric).sort("depth")
+        return dict(here.select("layer", "value").iter_rows())
+
+    gap, test, train = (
+        same("under GaussianNoise", "train_test_gap"),
+        same("under GaussianNoise"),
+        same("under GaussianNoise, training images"),
+    )
+    assert gap == {name: train[name] - test[name] for name in ("relu1", "relu6")}
+    # After the first epoch the network was another one; beside itself it is not.
+    assert all(value < 1 - 1e-6 for value in same("beside itself earlier").values())
+    page = write_report(tmp_path).read_text()
+    assert "Layers beside layers" in page
+    assert (tmp_path / "figures" / "layer_maps.svg").is_file()
+
+
+@pytest.mark.parametrize("size", ["demo", "small", "full"])
+def test_the_similarity_study_expands_to_what_can_run(size):
+    study = RobustSimilarity(size=size)
+    jobs = {job.resolved().id for job in study.jobs()}
+    assert len(jobs) == len(study.jobs())
+    maps = [one.resolved() for one in study.comparisons()]
+    assert len({one.id for one in maps}) == len(maps)
+    for one in maps:
+        assert {job.id for job in (one.first, one.second) if job is not None} <= jobs
+        assert one.epoch is None or one.epoch in one.first.training.snapshots
+    claims = study.claims()
+    assert {claim.source.rpartition("§1.6 ")[2][:2] for claim in claims} >= {"F1", "F2", "F3", "F4", "F5"}
+    assert ("F6" in " ".join(claim.source for claim in claims)) == (size != "demo")
+
+
+def test_every_name_in_the_claims_of_similarity_is_one_of_the_study():
+    """Rows of what the maps give: no claim lacks any."""
+    study = RobustSimilarity(size="small")
+    rng = np.random.default_rng(0)
+    made = []
+    for one in (m.resolved() for m in study.comparisons() if m.first.seed < 2):
+        job = one.first
+        level = 0.0 if one.perturbation is None else level_of(grid(one.perturbation)[0])
+        here = {"job": job.id, "dataset": "d", "model": job.model, "recipe": job.recipe, "seed": job.seed}
+        here |= {"family": "similarity", "perturbation": one.compared, "level": level}
+        scalars = ("far_similarity", "effective_layers", "block_contrast", "equal_depth_similarity")
+        made += [{**here, "metric": name, "value": rng.random()} for name in scalars]
+        for depth, layer in enumerate("abcdef"):
+            layered = {**here, "layer": layer, "depth": depth, "value": rng.random()}
+            made += [{**layered, "metric": name} for name in ("same_layer_similarity", "train_test_gap")]
+    notes = judge(study.claims(), table.frame(made))["note"].drop_nulls().to_list()
+    assert not [note for note in notes if "no rows" in note]
+    assert all("needs" in note for note in notes)
 
 
 @pytest.mark.parametrize("cls", [Selectivity, SelectivityTinyImageNet])

@@ -200,7 +200,7 @@ def _everywhere(table: pl.DataFrame, measure: Measure) -> pl.DataFrame:
     if measure.layers is None:
         rows = rows.filter(pl.col("layer").is_null())
     else:
-        rows = rows.filter(pl.col("layer").is_in(_layers(table, *measure.layers)))
+        rows = rows.filter(pl.col("layer").is_in(_layers(rows, *measure.layers)))
     if (pattern := measure.perturbation) is not None:
         names = rows["perturbation"].unique(maintain_order=True).to_list()
         chosen = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
@@ -221,9 +221,9 @@ def _accuracy(table: pl.DataFrame, metric: str) -> pl.DataFrame:
     return _plain(table, metric).filter(pl.col("layer").is_null() & pl.col("value").is_not_null())
 
 
-def _layers(table: pl.DataFrame, start: float, stop: float) -> list[str]:
-    """The layers within a share of depth, of all that the table has."""
-    order = table.filter(pl.col("layer").is_not_null()).group_by("layer").agg(pl.col("depth").min())
+def _layers(rows: pl.DataFrame, start: float, stop: float) -> list[str]:
+    """The layers within a share of depth, of all that the rows have."""
+    order = rows.filter(pl.col("layer").is_not_null()).group_by("layer").agg(pl.col("depth").min())
     names = order.sort("depth", "layer")["layer"].to_list()
     return [name for i, name in enumerate(names) if start <= i / len(names) < stop]
 

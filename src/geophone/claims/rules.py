@@ -246,7 +246,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Difference:
-    """a − b, paired within seeds, lies above (sign +1) or below (−1) a threshold.
+    """a − b, paired within seeds, or a alone, lies above (sign +1) or below (−1) a threshold.
 
     Each seed gives one difference: mean of a over its recipes less mean of b over its. A seed in which one of the
     networks has no value is left out, so with the same recipes on both sides all pairs are within recipe and seed.
@@ -254,10 +254,10 @@ class Difference:
 
     Attributes:
         a: What is claimed to be larger, for sign +1.
-        b: What it is compared with.
+        b: What it is compared with; None for nothing but the threshold.
         sign: The claimed side.
         threshold: In the measure's unit.
-        effect: The difference, in its standard deviations over seeds, that must be found with this power.
+        effect: The distance from the threshold, in standard deviations over seeds, that must be found with this power.
         power: In (0, 1).
 
     Raises:
@@ -265,7 +265,7 @@ class Difference:
     """
 
     a: Selection
-    b: Selection
+    b: Selection | None = None
     sign: int = 1
     threshold: float = 0.0
     effect: float = 2.0
@@ -275,7 +275,9 @@ class Difference:
         _check(self.sign, self.power, self.effect)
 
     def __str__(self) -> str:
-        if self.a.measure == self.b.measure:
+        if self.b is None:
+            what = _capital(self.a)
+        elif self.a.measure == self.b.measure:
             a, b = (listed(side.recipes) for side in (self.a, self.b))
             what = f"{_capital(self.a.measure)}, {a} less {b},"
         elif self.a.recipes == self.b.recipes:
@@ -286,7 +288,8 @@ class Difference:
 
     def __call__(self, table: pl.DataFrame) -> Outcome:
         """Compare over the seeds that have all of the networks."""
-        sides = [(s.measure, matching(as_tuple(s.recipes), table)) for s in (self.a, self.b)]
+        selections = [self.a] if self.b is None else [self.a, self.b]
+        sides = [(s.measure, matching(as_tuple(s.recipes), table)) for s in selections]
         found = [measured(table, measure, recipes) for measure, recipes in sides]
         both = pl.concat(found)
         seeds = _complete(both)
@@ -294,11 +297,12 @@ class Difference:
             f.filter(pl.col("seed").is_in(seeds)).group_by("seed").agg(pl.col("value").mean()).sort("seed")
             for f in found
         ]
-        value, low, high = student((means[0]["value"] - means[1]["value"]).to_numpy())
+        difference = means[0]["value"] if self.b is None else means[0]["value"] - means[1]["value"]
+        value, low, high = student(difference.to_numpy())
         need = seeds_needed(self.effect, self.power)
         return _over_seeds(
             _side(low, high, self.sign, self.threshold),
-            "mean difference",
+            "mean" if self.b is None else "mean difference",
             (value, low, high),
             both.filter(pl.col("seed").is_in(seeds))["job"].n_unique(),
             len(seeds),

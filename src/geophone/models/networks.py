@@ -138,6 +138,76 @@ class ResNet18(ResNet):
         super().__init__(classes, mean, std, (64, 128, 256, 512), (2, 2, 2, 2), stem)
 
 
+class WideBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3 × 3 convolutions.
+
+    Where the shape changes, the shortcut starts after the first ReLU and is a 1 × 1 convolution.
+    """
+
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(before)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or before != channels:
+            self.shortcut = nn.Conv2d(before, channels, 1, stride, bias=False)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """The block's response, the sum."""
+        ready = self.relu1(self.norm1(x))
+        inside = self.conv2(self.relu2(self.norm2(self.conv1(ready))))
+        return inside + (x if self.shortcut is None else self.shortcut(ready))
+
+
+class WideResNet(nn.Sequential):
+    """WideResNet-depth-width for small images: three stages of (depth − 4)/6 blocks, each but the first halved.
+
+    With depth 28 the convolutions, batch norms, ReLUs, the pooling and the linear layer are the 80 layers of the
+    robust-similarity study (specification §1.3): `conv1`, `stage1` … `stage3`, `norm`, `relu`, `pool`, `head`.
+
+    References:
+        Zagoruyko & Komodakis 2016, arXiv:1605.07146.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        depth: int = 28,
+        width: int = 4,
+        first: int = 16,
+    ) -> None:
+        if depth < 10 or (depth - 4) % 6:
+            raise GeophoneError(f"depth={depth}: allowed are 6 n + 4 with n blocks in a stage, such as 10, 16, 28, 34.")
+        if width < 1 or first < 1:
+            raise GeophoneError(f"width={width}, first={first}: allowed are whole numbers from 1.")
+        layers: dict[str, nn.Module] = {
+            "normalise": Normalise(mean, std),
+            "conv1": nn.Conv2d(len(mean), first, 3, padding=1, bias=False),
+        }
+        before = first
+        for i in range(3):
+            stage = nn.Sequential()
+            channels = first * width * 2**i
+            for j in range((depth - 4) // 6):
+                stage.append(WideBlock(before, channels, stride=2 if i and not j else 1))
+                before = channels
+            layers[f"stage{i + 1}"] = stage
+        layers |= {"norm": nn.BatchNorm2d(before), "relu": nn.ReLU(inplace=True), "pool": SpatialMean()}
+        layers["head"] = nn.Linear(before, classes)
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 @MODELS.register
 def small_cnn(classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> nn.Module:
     """Six convolutions of widths w, 2w, 2w, 4w, 4w, 4w (w = 8): the network of the demo."""
@@ -154,3 +224,11 @@ def resnet20(classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Mo
 def resnet18(classes: int, mean: Sequence[float], std: Sequence[float], stem: int = 3) -> nn.Module:
     """ResNet18: 4 stages × 2 blocks, widths 64 to 512; the stem 3 × 3 (CIFAR) or, for larger images, 7 (stride 2)."""
     return ResNet18(classes, mean, std, stem)
+
+
+@MODELS.register
+def wide_resnet(
+    classes: int, mean: Sequence[float], std: Sequence[float], depth: int = 28, width: int = 4, first: int = 16
+) -> nn.Module:
+    """WideResNet-depth-width: three stages of (depth − 4)/6 blocks of `first` (16) times width, 2 width, 4 width."""
+    return WideResNet(classes, mean, std, depth, width, first)

@@ -14,6 +14,7 @@ from geophone.errors import GeophoneError
 from geophone.files import replacing, write_text
 from geophone.report import charts
 from geophone.report.findings import Findings, findings
+from geophone.report.layer_maps import map_figure, map_panels
 from geophone.report.page import page_html
 from geophone.report.panels import (
     accuracy_groups,
@@ -121,5 +122,7 @@ def _figures(found: Findings) -> dict[str, charts.Spec]:
         made["relation"] = charts.figure_relation(
             *relation_chart(found, width=440), found.series, relation_title(found)
         )
+    if maps := map_panels(found.maps, found.series):
+        made["layer_maps"] = map_figure(maps)
     sweep = sweep_of(found.table)
     return made if sweep is None else {**made, **sweep_figures(sweep)}

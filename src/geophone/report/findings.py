@@ -22,7 +22,8 @@ class Findings:
     """A table, summarised and related.
 
     Attributes:
-        table: The rows, with the series of each.
+        table: The rows, with the series of each, but for those of layers beside layers.
+        maps: These, and what goes with them.
         source: What all corruptions are made with, as the table has it; None if there are several, or none is named.
             Names of perturbations do not repeat it.
         summary: From `summarise`.
@@ -36,6 +37,7 @@ class Findings:
     """
 
     table: pl.DataFrame
+    maps: pl.DataFrame
     source: str | None
     summary: pl.DataFrame
     sides: pl.DataFrame
@@ -53,6 +55,8 @@ def findings(table: pl.DataFrame) -> Findings:
     table = with_series(table.with_columns(pl.col("job").fill_null("network")))
     who = table.select("job", "series").unique(subset="job", keep="first")
     scored = scores(table).join(who, on="job", how="left", maintain_order="left")
+    beside = pl.col("family").fill_null("") == "similarity"
+    maps, table = table.filter(beside), table.filter(~beside)
     table, source = shortened(table)
     wide = networks(table).join(who, on="job", how="left", maintain_order="left")
     series = series_order(table)
@@ -64,7 +68,7 @@ def findings(table: pl.DataFrame) -> Findings:
     summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
     kind = "Recipe" if table["recipe"].count() else "Network"
     sides, radii = summarise_sides(table), summarise_radii(table)
-    return Findings(table, source, summary, sides, scored, radii, series, kind, wide, relate(table))
+    return Findings(table, maps, source, summary, sides, scored, radii, series, kind, wide, relate(table))
 
 
 def shortened(table: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:

@@ -14,6 +14,7 @@ from geophone.relate import SAME_SIDE, UNDEFINED, geometry_measures, robustness_
 from geophone.report import charts
 from geophone.report.answer import answer, headline, relation_text
 from geophone.report.findings import Findings
+from geophone.report.layer_maps import depth_panels, map_panels, scalar_table
 from geophone.report.markup import count, legend, select, text
 from geophone.report.panels import (
     accuracy_groups,
@@ -46,6 +47,7 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str, claims
         score_section(found),
         _breaking(found, specs),
         _layers(found, carried, omitted, specs),
+        _maps(found, specs),
         sweep_section(found.table),
         _relations(found, specs),
         _everything(found, omitted),
@@ -201,6 +203,29 @@ def _layers(found: Findings, carried: pl.DataFrame, omitted: list[str], specs: d
         '<p class="caption" id="profile-about" aria-live="polite"></p>'
         + "".join(f'<p class="caption">{text(line)}</p>' for line in omitted)
         + "</section>"
+    )
+
+
+def _maps(found: Findings, specs: dict[str, Any]) -> str:
+    """Layers beside layers: heat maps, what they show in numbers, and lines over depth."""
+    panels = map_panels(found.maps, found.series)
+    if not panels:
+        return ""
+    lines = depth_panels(found.maps, found.series)
+    for kind, some in (("map", panels), ("depth", lines)):
+        specs |= {f"{kind}-{place}": charts.filled(*panel) for place, panel in enumerate(some)}
+    maps = "".join(f'<div class="chart" id="map-{place}"></div>' for place in range(len(panels)))
+    curves = "".join(f'<div class="chart" id="depth-{place}"></div>' for place in range(len(lines)))
+    drawn = f'{legend(found.series)}<div class="panels in-3">{curves}</div>\n' if lines else ""
+    total = found.maps.filter(pl.col("other_depth").is_not_null() & pl.col("layer").is_not_null())
+    count_all = total.select("series", "perturbation", "level").unique().height
+    rest = f" {count_all - len(panels)} more are in the table." if count_all > len(panels) else ""
+    return (
+        '<section id="maps"><h2>Layers beside layers</h2>\n'
+        '<p class="caption">Every layer with every layer, in the order of execution from the lower left. Linear CKA '
+        "with the unbiased HSIC: 1, alike up to rotation and scale; about 0, unrelated. Point at a cell for its "
+        f'numbers.{rest}</p>\n<div class="panels in-3">{maps}</div>\n'
+        f"{scalar_table(found.maps, found.series)}\n{drawn}</section>"
     )
 
 

@@ -52,7 +52,10 @@ class Sweep:
 
 
 def sweep_of(table: pl.DataFrame) -> Sweep | None:
-    """The sweep with the most values, if a table has one: alike but for the first argument; `Standard` is 0."""
+    """The sweep with the most values, if a table has one: alike but for the first argument; `Standard` is 0.
+
+    Where there are several models or data sets, it is of the one with most of the values.
+    """
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for recipe in table["recipe"].drop_nulls().unique(maintain_order=True):
         if match := _RECIPE.fullmatch(recipe):
@@ -66,6 +69,9 @@ def sweep_of(table: pl.DataFrame) -> Sweep | None:
     if len(values) < FEWEST:
         return None
     rows = table.filter(pl.col("recipe").is_in(list(values)) & pl.col("unit").is_null())
+    many = rows.group_by("model", "dataset", maintain_order=True).agg(pl.col("recipe").n_unique())
+    model, dataset = many.sort("recipe", descending=True, maintain_order=True).row(0)[:2]
+    rows = rows.filter(pl.col("model").eq_missing(model) & pl.col("dataset").eq_missing(dataset))
     swept = pl.col("recipe").replace_strict(values, return_dtype=pl.Float64)
     return Sweep(name, rows.with_columns(swept=swept), sorted(values.values()))
 

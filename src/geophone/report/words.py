@@ -52,6 +52,48 @@ MEASURES: dict[str, Measure] = {
     "difference_fraction_99": Measure(
         "Dimensions of the difference (99 %), share of units", _SHARE.format(99, _CHANGE), gloss=_DIRECTIONS[1]
     ),
+    "cka_minibatch": Measure(
+        "Linear CKA",
+        "Linear centred kernel alignment of unbiased HSICs summed over batches. 1: the same geometry up to rotation "
+        "and scale; about 0: unrelated.",
+        (-1.0, 1.0),
+    ),
+    "cka_minibatch_deconfounded": Measure(
+        "Deconfounded CKA", "The same, without what the images' own similarity explains.", (-1.0, 1.0)
+    ),
+    "near_similarity": Measure("Near", "Mean similarity of layers at most a tenth of the depth apart.", (-1.0, 1.0)),
+    "far_similarity": Measure("Far", "Mean similarity of layers at least half of the depth apart.", (-1.0, 1.0)),
+    "block_contrast": Measure(
+        "Block contrast", "Mean similarity within runs of layers of one spatial size, less that between them.", None
+    ),
+    "effective_layers": Measure(
+        "Effective layers", "(Σλ)²/Σλ² of the map's eigenvalues. 1: all layers are alike.", (0.0, inf)
+    ),
+    "entropy_layers": Measure("… by entropy", "exp of the entropy of the map's eigenvalues.", (0.0, inf)),
+    **{
+        f"largest_block_{t}": Measure(
+            f"Block ≥ 0.{t // 10}",
+            f"Layers in the longest run in which all pairs have 0.{t // 10} or more.",
+            (0.0, inf),
+        )
+        for t in (70, 80, 90)
+    },
+    "equal_depth_similarity": Measure("Equal depth", "Mean similarity of layers at equal depth.", (-1.0, 1.0)),
+    "same_layer_similarity": Measure(
+        "Similarity of a layer with itself", "With the layer of the same name on the other side.", (-1.0, 1.0)
+    ),
+    "train_test_gap": Measure(
+        "Similarity on training less test images",
+        "Of clean and perturbed responses, on training images less that on test images. Above 0: overfitted.",
+        None,
+    ),
+    "first_pc_share": Measure(
+        "Share of the first component", "Of a layer's variance, all units; mean over the batches looked at."
+    ),
+    "dominant_share": Measure(
+        "Share of dominant images",
+        "Of the squared distances from the mean response, that of the largest 1 % of images.",
+    ),
     "class_selectivity": Measure(
         "Class selectivity",
         "Mean over units of (largest class mean − mean of the others)/(their sum). 0: a unit answers alike to all "

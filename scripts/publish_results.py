@@ -33,7 +33,8 @@ def publish(folder: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(write_report(folder), target / "report.html")
     for figure in sorted((folder / "figures").glob("*.svg")):
-        shutil.copy(figure, target / figure.name)
+        if figure.stem.startswith(SHOWN):
+            shutil.copy(figure, target / figure.name)
     made = json.loads((folder / "provenance.json").read_text())
     rows = tables.read(folder / "table").filter(pl.col("job").is_in(made["jobs"]))
     wide = networks(rows)
@@ -53,7 +54,7 @@ def publish(folder: Path, target: Path) -> None:
     if claims is not None:
         lines += ["## Claims", "", *_verdicts(claims), ""]
     lines += ["## By recipe: mean over seeds ± half the 95 % interval (Student's t)", "", *_recipes(wide), ""]
-    pictures = [figure.name for figure in sorted(target.glob("*.svg")) if figure.stem.startswith(SHOWN)]
+    pictures = [figure.name for figure in sorted(target.glob("*.svg"))]
     lines += [part for name in pictures for part in (f"![{name}]({name})", "")]
     (target / "README.md").write_text("\n".join(lines), encoding="utf-8")
 

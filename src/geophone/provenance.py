@@ -78,7 +78,8 @@ def now() -> datetime:
 
 def command() -> str:
     """The command line of this process."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join([*(("python", "-m", "geophone") if name == "__main__.py" else (name,)), *sys.argv[1:]])
 
 
 def _earlier(path: Path) -> dict[str, Any]:

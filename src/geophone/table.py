@@ -99,7 +99,7 @@ def _read_shard(path: Path) -> pl.DataFrame:
         ) from None
     if "other_depth" not in shard.columns:  # written before all layers were compared with all
         shard = shard.with_columns(other_depth=pl.lit(None, pl.Int64))
-        shard = shard.select([name for name in SCHEMA if name in shard.columns], pl.exclude(*SCHEMA))
+        shard = shard.select([name for name in dict.fromkeys((*SCHEMA, *shard.columns)) if name in shard.columns])
     if dict(shard.schema) != SCHEMA:
         wrong = sorted(set(shard.columns) ^ set(SCHEMA)) or "types"
         raise GeophoneError(

@@ -1,22 +1,6 @@
 """Metrics: named pure functions of one statistic. Each also takes plain tensors."""
 
 from geophone.metrics.activity import active_fraction, dead_fraction
-from geophone.metrics.alignment import (
-    cka_deconfounded,
-    cka_rbf,
-    cka_rbf_kornblith,
-    cka_without_first_pc,
-    cka_without_pcs,
-    cknna,
-    knn_alignment,
-    knn_overlap,
-    mutual_knn,
-    rbf_cka,
-    rsa_correlation,
-    rsa_euclidean,
-    rsa_whitened,
-)
-from geophone.metrics.alike import Alike, alike, compact
 from geophone.metrics.dimensionality import (
     difference_dim,
     difference_fraction,
@@ -42,6 +26,25 @@ from geophone.metrics.similarity import (
     r2_cca,
     svcca,
 )
+
+# isort: split
+# Last: they import the others, and metrics are registered, and measured, in the order of imports.
+from geophone.metrics.alignment import (
+    cka_deconfounded,
+    cka_rbf,
+    cka_rbf_kornblith,
+    cka_without_first_pc,
+    cka_without_pcs,
+    cknna,
+    knn_alignment,
+    knn_overlap,
+    mutual_knn,
+    rbf_cka,
+    rsa_correlation,
+    rsa_euclidean,
+    rsa_whitened,
+)
+from geophone.metrics.alike import Alike, alike, compact
 
 __all__ = [
     "Alike",

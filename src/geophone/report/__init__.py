@@ -115,8 +115,9 @@ def _figures(found: Findings) -> dict[str, charts.Spec]:
     if panels := robust_panels(found, width=260):
         made["robust_accuracy"] = charts.figure_robust(panels, found.series, caption)
     if has_profile(found):
+        title = measure(default_profile(found.summary)[0]).title
         made["profile"] = charts.figure_profile(
-            *profile_chart(found, width=640), found.series, measure(default_profile(found.summary)[0]).title, caption
+            *profile_chart(found, found.summary, width=640), found.series, title, caption
         )
     if has_scatter(found):
         made["relation"] = charts.figure_relation(

@@ -55,7 +55,7 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str, claims
     ]
     data = {**_data(found, carried), "charts": specs, "profile_start": None}
     if "profile" in specs:
-        data["profile_start"] = _condition_places(carried)[default_profile(found.summary)[1]]
+        data["profile_start"] = _condition_places(carried)[default_profile(carried)[1]]
     own = files("geophone.report")
     question = provenance.get("question")
     return Template(own.joinpath("page.html").read_text(encoding="utf-8")).substitute(
@@ -180,13 +180,13 @@ def _breaking(found: Findings, specs: dict[str, Any]) -> str:
 def _layers(found: Findings, carried: pl.DataFrame, omitted: list[str], specs: dict[str, Any]) -> str:
     if not has_profile(found):
         return ""
-    metric, label = default_profile(found.summary)
-    specs["profile"] = charts.filled(profile_chart(found)[0], [])
+    metric, label = default_profile(carried)
+    specs["profile"] = charts.filled(profile_chart(found, carried)[0], [])
     present = carried.filter(pl.col("layer").is_not_null())
     bands = present["low"].null_count() < len(present)
     metrics = [name for name in profile_metrics(found.summary) if name in present["metric"]]
     places = {name: place for place, name in enumerate(carried["metric"].unique(maintain_order=True))}
-    start = found.summary.filter(pl.col("label") == label)["perturbation"][0]
+    start = carried.filter(pl.col("label") == label)["perturbation"][0]
     names = present["perturbation"].unique(maintain_order=True).to_list()
     return (
         '<section id="layers"><h2>Layer by layer</h2>\n'

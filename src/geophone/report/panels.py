@@ -91,10 +91,10 @@ def default_profile(summary: pl.DataFrame) -> tuple[str, str]:
     return metric, ranked[0] if ranked else labels.sort()[0]
 
 
-def profile_chart(found: Findings, width: int | str = "container") -> Panel:
-    """The layer chart as it starts."""
-    metric, label = default_profile(found.summary)
-    layers = found.summary.filter(pl.col("layer").is_not_null())
+def profile_chart(found: Findings, summary: pl.DataFrame, width: int | str = "container") -> Panel:
+    """The layer chart as it starts, from the whole summary or what a page carries of it."""
+    metric, label = default_profile(summary)
+    layers = summary.filter(pl.col("layer").is_not_null())
     part = layers.filter((pl.col("metric") == metric) & (pl.col("label") == label)).sort("series", "depth")
     names = layers.select("depth", "layer").drop_nulls().unique().sort("depth", "layer").rows()
     heading = f"{measure(metric).title}: {label}"

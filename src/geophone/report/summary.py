@@ -18,6 +18,7 @@ OWN_SPREAD = 5
 # The full table lies beside the page; the page itself carries at most so many rows, or it would not open quickly.
 MOST_ROWS = 60_000
 REDUNDANT = ("pca_dim_", "difference_dim_")
+MOVED = ("normalised_distance", "cka")
 SECONDARY = ("_90", "_99", "_floor", "margin", "loss", "participation_ratio", "dead_fraction")
 
 
@@ -211,6 +212,10 @@ def thinned(summary: pl.DataFrame, most: int = MOST_ROWS) -> tuple[pl.DataFrame,
     steps = [
         (secondary, whole | ~_ends(*SECONDARY)),
         ("layer rows at all but the highest level of each perturbation", whole | strongest),
+        (
+            "layer rows on perturbed images, but for the distance moved and CKA",
+            whole | (pl.col("family") == "clean") | pl.col("metric").is_in(MOVED),
+        ),
         ("layer rows on perturbed images", whole | (pl.col("family") == "clean")),
     ]
     for what, keep in steps:

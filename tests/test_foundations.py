@@ -241,6 +241,15 @@ def test_infinities_are_refused():
         table.frame([{**ROW, "value": math.inf}])
 
 
+def test_tables_from_before_other_depth_are_read(tmp_path):
+    made = table.frame([ROW])
+    made.drop("other_depth").write_parquet(tmp_path / "old.parquet")
+    assert table.read(tmp_path).equals(made)
+    made.drop("other_depth", "note").write_parquet(tmp_path / "old.parquet")
+    with pytest.raises(GeophoneError, match="other columns than this version writes"):
+        table.read(tmp_path)
+
+
 def test_bad_shards(tmp_path):
     with pytest.raises(GeophoneError, match="no table at"):
         table.read(tmp_path)

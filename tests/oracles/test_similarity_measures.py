@@ -607,6 +607,7 @@ def test_measured_over_a_data_set_no_batches_show(reduce, monkeypatch):
     assert few["value"].null_count() == 0
     few, whole = (compare(one, other, split, names, layers, batch_size=size, reduce=reduce) for size in (7, 90))
     assert few["value"].to_list() == pytest.approx(whole["value"].to_list(), abs=1e-5)
+
     # Mutant: indices that start again with every batch choose other rows.
     def restarting(batch, rows):
         return Batch(rows, torch.zeros(len(rows), dtype=torch.int64), torch.arange(len(rows)))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -637,6 +638,19 @@ def test_thinning_keeps_the_network_rows_and_says_what_went(table: pl.DataFrame)
     assert kept.height < 2000
     assert len(omitted) >= 1
     assert thinned(summary)[1] == []
+
+
+@pytest.mark.parametrize("most", [400, 2000, 8000])
+def test_a_page_that_was_thinned_starts_with_what_it_carries(
+    most: int, table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is left out, the layer chart's measure and images are among what is left."""
+    monkeypatch.setattr("geophone.report.page.thinned", partial(thinned, most=most))
+    html = report_page(table, {}, "Thinned")
+    assert "Left out of this page to keep it light" in html
+    data = json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[0])
+    start = data["profile_start"]
+    assert any(c == start and layer >= 0 for c, layer in zip(data["rows"]["c"], data["rows"]["l"], strict=True))
 
 
 def test_series_are_ordered_by_their_numbers() -> None:

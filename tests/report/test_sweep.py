@@ -9,6 +9,7 @@ import pytest
 from geophone.report import report_page
 from geophone.report.findings import findings
 from geophone.report.sweep import Sweep, sweep_figures, sweep_of
+from geophone.table import frame
 
 
 def sweep(
@@ -27,12 +28,21 @@ def test_recipes_that_differ_in_one_number_are_a_sweep(synthetic: ModuleType) ->
     assert set(found.rows["recipe"]) == {"Standard", *synthetic.ALPHAS}
 
 
+def test_networks_of_another_model_are_no_part_of_a_sweep() -> None:
+    every = ["Standard", *(f"SelectivityRegularised(alpha={a})" for a in (-2, -1, 1, 2))]
+    rows = [{"recipe": recipe, "dataset": "d", "model": "m", "job": recipe} for recipe in every]
+    rows += [{"recipe": recipe, "dataset": "d", "model": "wide", "job": f"wide {recipe}"} for recipe in every[:2]]
+    found = sweep_of(frame(rows))
+    assert found is not None
+    assert found.rows["model"].unique().to_list() == ["m"]
+    assert len(found.rows) == 5
+
+
 def test_other_arguments_that_all_share_do_not_hide_a_sweep() -> None:
     recipes = [f"SelectivityRegularised(alpha={a}, granularity='blocks')" for a in (-2, -1, 1, 2)]
     others = [f"SelectivityRegularised(alpha={a}, granularity='blocks', first=3)" for a in (-1, 1)]
     every = ["Standard", *recipes, *others, *(f"Adversarial(eps={eps}/255)" for eps in (2, 4, 8))]
-    table = pl.DataFrame({"recipe": every, "unit": [None] * len(every)}, schema={"recipe": pl.String, "unit": pl.Int64})
-    found = sweep_of(table)
+    found = sweep_of(frame({"recipe": recipe, "dataset": "d", "model": "m"} for recipe in every))
     assert found is not None
     assert found.name == "alpha"
     assert set(found.rows["recipe"]) == {"Standard", *recipes}

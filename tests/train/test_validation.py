@@ -359,7 +359,7 @@ def rows_of(what, out):
 def test_the_course_has_robust_accuracy_and_the_verdict(tmp_path, unchecked):
     rows = rows_of(replace(JOB, training=replace(JOB.training, keep="robust")), tmp_path)
     assert rows["metric"].value_counts(sort=True).sort("metric").rows() == [
-        ("catastrophic_overfitting", 1),
+        ("check.catastrophic_overfitting", 1),
         ("training_loss", 3),
         ("validation_accuracy", 3),
         ("validation_fgsm_accuracy", 3),
@@ -368,7 +368,7 @@ def test_the_course_has_robust_accuracy_and_the_verdict(tmp_path, unchecked):
     robust = rows.filter(metric="validation_robust_accuracy").sort("epoch")
     assert robust["note"].unique().to_list() == ["right clean and under LinfPGD(eps=0.05)"]
     assert robust["n"].to_list() == [24] * 3
-    verdict = rows.filter(metric="catastrophic_overfitting")
+    verdict = rows.filter(metric="check.catastrophic_overfitting")
     assert verdict.select("value", "epoch", "n", "note").rows() == [
         (0.0, 3, 24, "No catastrophic overfitting in 3 epochs.")
     ]
@@ -387,12 +387,12 @@ def test_the_verdict_names_the_epoch(tmp_path, monkeypatch, unchecked):
         return script
 
     monkeypatch.setattr(job, "fit", scripted)
-    verdict = rows_of(JOB, tmp_path / "a").filter(metric="catastrophic_overfitting")
+    verdict = rows_of(JOB, tmp_path / "a").filter(metric="check.catastrophic_overfitting")
     note = "Catastrophic overfitting in epoch 3: robust validation accuracy fell from 0.600 to 0.100, while under FGSM "
     assert verdict.select("value", "note").rows() == [(1.0, f"{note}it is 0.800.")]
     standard = rows_of(replace(JOB, recipe="Standard", training=replace(JOB.training, validate=PGD)), tmp_path / "b")
     assert "validation_robust_accuracy" in standard["metric"].to_list()
-    assert "catastrophic_overfitting" not in standard["metric"].to_list()
+    assert "check.catastrophic_overfitting" not in standard["metric"].to_list()
 
 
 def test_a_job_without_any_of_it_has_the_course_it_had(tmp_path, unchecked):

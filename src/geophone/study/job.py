@@ -235,7 +235,7 @@ def _course(
         )
     yield {
         "epoch": len(history),
-        "metric": "catastrophic_overfitting",
+        "metric": "check.catastrophic_overfitting",
         "value": float(epoch is not None),
         "n": len(data.val),
         "note": note,

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from geophone.registry import METRICS
 from geophone.rng import stream
-from geophone.stats import Activity, ClassMeans, CrossMoments, Displacement, Lengths, Moments, Outcomes, Sample
+from geophone.stats import (
+    Activity,
+    ClassMeans,
+    CrossMoments,
+    Displacement,
+    Lengths,
+    Moments,
+    Outcomes,
+    PairSample,
+    Sample,
+)
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
 from geophone.types import Batch
 
@@ -31,7 +41,8 @@ def splits(draw):
 
 
 def test_all_statistics_are_reached_through_the_metrics():
-    assert set(STATISTICS) == {Activity, ClassMeans, CrossMoments, Displacement, Lengths, Moments, Outcomes, Sample}
+    responses, pairs = {Activity, ClassMeans, Moments, Sample}, {CrossMoments, Displacement, PairSample}
+    assert set(STATISTICS) == responses | pairs | {Lengths, Outcomes}
 
 
 @pytest.mark.parametrize("statistic", STATISTICS, ids=lambda s: s.__name__)
@@ -90,6 +101,11 @@ class ForgetsTheCrossFourth(CrossMoments):
         return replace(super().__add__(other), fourth=self.fourth + other.fourth)
 
 
+class KeepsTheOrderOfParts(PairSample):
+    def __add__(self, other):
+        return PairSample(*(torch.cat(pair) for pair in zip(self._fields(), other._fields(), strict=True)))
+
+
 class ForgetsTheSpread(Displacement):
     def __add__(self, other):
         return replace(super().__add__(other), spread=self.spread + other.spread)
@@ -120,7 +136,7 @@ def _as(mutant, statistic):
     [
         *(ForgetsTheShift, ForgetsTheThird, ForgetsTheFourth, AveragesMeans, ForgetsTheCross),
         *(ForgetsTheDistanceOfMeans, KeepsTheFirstSeen, TakesTheLarger),
-        *(ForgetsTheCrossFourth, ForgetsTheSpread, KeepsTheFirst, CountsTheFirst),
+        *(ForgetsTheCrossFourth, ForgetsTheSpread, KeepsTheFirst, CountsTheFirst, KeepsTheOrderOfParts),
     ],
     ids=lambda m: m.__name__,
 )

@@ -21,14 +21,14 @@ def examples(reads: str, n: int, d: int, seed: int = 0, offset: float = 0.0) -> 
     generator = stream("examples", reads, n, d, seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64).abs() + offset
     if reads in ("pair", "images"):
-        return Pair(x, x + 0.3 * torch.randn(n, d, generator=generator, dtype=torch.float64))
+        return Pair(x, x + 0.3 * torch.randn(n, d, generator=generator, dtype=torch.float64), torch.arange(n))
     return Batch(x, torch.randint(0, d, (n,), generator=generator), torch.arange(n))
 
 
 def part(data: Batch | Pair, rows: Int[Tensor, " m"]) -> Batch | Pair:
     """Some of the examples."""
     if isinstance(data, Pair):
-        return Pair(data.a[rows], data.b[rows])
+        return Pair(data.a[rows], data.b[rows], None if data.index is None else data.index[rows])
     return Batch(data.x[rows], data.y[rows], data.index[rows])
 
 

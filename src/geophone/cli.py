@@ -19,6 +19,7 @@ from geophone.record import REDUCTIONS
 from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.report import write_report
 from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, compare_networks, scan
+from geophone.similarity import same_memory
 from geophone.study import find_study, process_executor, ray_executor, run_study
 from geophone.study.job import Progress
 from geophone.study.studies import SIZES
@@ -303,9 +304,11 @@ def attack_command(
 @click.argument("first", metavar="MODEL_A")
 @click.argument("second", metavar="MODEL_B")
 @click.argument("data")
+@click.option("--measures", default="cka_minibatch", show_default=True, help="Of similarity; numbers are of the first.")
 @click.option(
-    "--measures", default="cka_minibatch", show_default=True, help="Measures of similarity; the first is drawn."
+    "--reduce", type=click.Choice(list(REDUCTIONS)), help="A unit is a channel's mean, ….  [default: every position]"
 )
+@click.option("--points", type=click.IntRange(4), default=1000, show_default=True, help="Images whose rows are kept.")
 @layers_option
 @click.option("--others", help="Layers of MODEL_B, likewise.  [default: as of MODEL_A]")
 @click.option(
@@ -325,6 +328,8 @@ def compare_command(
     second: str,
     data: str,
     measures: str,
+    reduce: str | None,
+    points: int,
     layers: str | None,
     others: str | None,
     perturb: str | None,
@@ -349,6 +354,8 @@ def compare_command(
             factory=factory,
             images=images,
             batch_size=batch_size,
+            reduce=REDUCTIONS[reduce] if reduce else same_memory,
+            points=points,
             seed=seed,
             device=device,
             progress=lambda done, steps: bars.update(task, completed=done, total=steps),

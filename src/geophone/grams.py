@@ -11,7 +11,7 @@ from geophone.data import Split
 from geophone.errors import GeophoneError
 from geophone.record import Reduce, check_ran, layers_of, logits_of, tap, unwrapped
 from geophone.rng import draws, key, stream
-from geophone.stats.hsic import LEAST, centred_gram, norms, own_products, products, u_centred
+from geophone.stats.hsic import LEAST, NOUGHT, centred_gram, norms, own_products, products, u_centred
 from geophone.types import (
     Batch,
     Perturbation,
@@ -38,6 +38,7 @@ class Side:
         own: Per batch, the inner product of every layer's Gram matrix with itself.
         lengths: Per batch, squared distance from the mean of every image's response, `[l, n]`.
         first: Per batch that was looked at, the first component's share of the variance, `[l]`.
+        scale: What each layer's Gram matrices are multiplied by, so that no product leaves the range of float32.
     """
 
     names: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Side:
     own: list[Float[Tensor, " l"]] = field(default_factory=list)
     lengths: list[Float[Tensor, "l n"]] = field(default_factory=list)
     first: list[Float[Tensor, " l"]] = field(default_factory=list)
+    scale: Float[Tensor, " l"] | None = None
 
     def kept(self) -> dict[str, Tensor]:
         """All kept responses of each layer, `[m, d]`."""
@@ -63,6 +65,7 @@ class Sums:
         sizes: Images of each batch.
         cross: Per batch, inner products of U-centred Gram matrices, `[p, q]`.
         shuffled: The same with the second side's images in another order.
+        image_shuffled: Of the second's, in that other order, with the images themselves.
         image_a: Of the first side's layers with the images themselves, `[p]`.
         image_b: Of the second's.
         image: Of the images with themselves.
@@ -73,6 +76,7 @@ class Sums:
     sizes: list[int] = field(default_factory=list)
     cross: list[Float[Tensor, "p q"]] = field(default_factory=list)
     shuffled: list[Float[Tensor, "p q"]] = field(default_factory=list)
+    image_shuffled: list[Float[Tensor, " q"]] = field(default_factory=list)
     image_a: list[Float[Tensor, " p"]] = field(default_factory=list)
     image_b: list[Float[Tensor, " q"]] = field(default_factory=list)
     image: list[Float[Tensor, " 1"]] = field(default_factory=list)
@@ -114,16 +118,20 @@ def gathered(
     if len(parts) > 1 and len(parts[-1]) < max(LEAST, batch_size / 2):
         parts[-2:] = [torch.cat(parts[-2:])]
     sums = Sums(a := Side(), a if second is None else Side())
-    both = (first, layers[0]), (second or first, layers[1])
+    other = first if second is None else second
+    both = (first, layers[0]), (other, layers[1])
     wanted = [[] if one is None else layers_of(model, one) for model, one in both]
     with (
         evaluating(first),
-        evaluating(second or first),
+        evaluating(other),
         full_precision(),
         deterministic(),
         seeded(key(seed, "network"), split.x.device),
         torch.no_grad(),
     ):
+        for (model, patterns), need in zip(both, wanted, strict=True):  # rows that are tokens are more than these
+            some = next(split.rows(parts[0][: LEAST - 1]).batches(LEAST)).x
+            _answers(model, some, patterns, need, reduce, Side(), torch.zeros(len(some), dtype=torch.bool), False)
         for done, part in enumerate(parts, start=1):
             batch = next(split.rows(part).batches(len(part)))
             kept = torch.isin(batch.index, keep)
@@ -158,12 +166,15 @@ def _answers(
 
     def taken(response: Tensor) -> Tensor:
         reduced = reduce(response)
+        if reduced.dtype in (torch.float16, torch.bfloat16):
+            reduced = reduced.float()
         if reduced.ndim != 2 or len(reduced) != len(x):
             raise GeophoneError(
                 f"similarity needs one row per image; the reduction gave {list(reduced.shape)} for {len(x)} images."
             )
-        shapes.append((reduced.shape[1], response.shape[2:]))
-        rows.append(reduced[kept] if keeps else reduced[:0])
+        shapes.append((reduced.shape[1], response.shape[2:] if response.ndim == 4 else torch.Size()))
+        if keeps:
+            rows.append(reduced[kept])
         return centred_gram(reduced) if pairs else reduced[:, :1].clone()
 
     with tap(model, layers, taken) as seen:
@@ -179,19 +190,30 @@ def _answers(
         side.stages = _stages([size for _, size in shapes[: len(names)]])
     if keeps:
         for name, row in zip(names, rows, strict=False):
-            side.rows.setdefault(name, []).append(row.clone())
+            _check_finite(name, row)
+            side.rows.setdefault(name, []).append(row)
     grams = torch.stack(list(seen.values())) if pairs else x.new_empty(0, 0, 0)
     if pairs:
         squares = grams.diagonal(dim1=1, dim2=2).double()
+        for name, lengths in zip(names, squares, strict=True):
+            _check_finite(name, lengths)
         side.lengths.append(squares.clone())
-        if not bool(squares.isfinite().all()):
-            bad = names[int((~squares.isfinite().all(1)).nonzero()[0])]
-            raise GeophoneError(f"layer {bad!r} has NaN or infinite responses. Load a sound checkpoint.")
         if len(side.first) < LOOKED_AT:
             largest = torch.linalg.eigvalsh(grams)[:, -1].double()
             side.first.append(largest / squares.sum(1))
+        if side.scale is None:
+            mean = squares.mean(1)
+            side.scale = torch.where(mean > 0, 1 / mean, 1.0).to(grams.dtype)
+        grams *= side.scale[:, None, None]
+        before = norms(grams)
         u_centred(grams)
+        grams *= (norms(grams) > NOUGHT * before).to(grams.dtype)[:, None, None]
     return grams
+
+
+def _check_finite(layer: str, values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise GeophoneError(f"layer {layer!r} has NaN or infinite responses. Load a sound checkpoint.")
 
 
 def _summed(sums: Sums, ours: Tensor, theirs: Tensor, batch: Batch, images: bool, generator: torch.Generator) -> None:
@@ -205,16 +227,18 @@ def _summed(sums: Sums, ours: Tensor, theirs: Tensor, batch: Batch, images: bool
         sums.cross.append(products(ours, theirs))
         sums.a.own.append(norms(ours))
         sums.b.own.append(norms(theirs))
-    sums.shuffled.append(products(ours, theirs[:, order][:, :, order]))
+    moved = theirs[:, order][:, :, order]
+    sums.shuffled.append(products(ours, moved))
     if images:
         own = u_centred(centred_gram(batch.x.flatten(1))[None])
         sums.image_a.append(products(ours, own)[:, 0])
         sums.image_b.append(products(theirs, own)[:, 0])
+        sums.image_shuffled.append(products(moved, own)[:, 0])
         sums.image.append(norms(own))
 
 
 def _stages(sizes: Sequence[torch.Size]) -> tuple[int, ...]:
-    """The run of layers of one spatial size in which each lies; what has no space is of the stage before."""
+    """The run of layers of one spatial size in which each lies; what is no image `[c, h, w]` is of the stage before."""
     made: list[int] = []
     last = sizes[0]
     for size in sizes:

@@ -16,14 +16,13 @@ from geophone.errors import GeophoneError
 from geophone.files import make_folder
 from geophone.measure import measure
 from geophone.models import load_model
-from geophone.perturb import grid
 from geophone.provenance import now, write_provenance
 from geophone.record import Reduce, spatial_mean
 from geophone.registry import load_entry_points
 from geophone.report import write_report
 from geophone.robustness import Survival, survival, with_radius
 from geophone.robustness import curves as radii
-from geophone.similarity import similarity
+from geophone.similarity import same_memory, similarity
 from geophone.types import Model, Perturbation, device_of, usable_device
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
@@ -180,6 +179,8 @@ def compare_networks(
     images: int | None = None,
     device: str | None = None,
     batch_size: int = 256,
+    reduce: Reduce = same_memory,
+    points: int | None = 1000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
@@ -198,6 +199,8 @@ def compare_networks(
         images: How many images, class-balanced; default all.
         device: Where to run; default where the networks are.
         batch_size: Images per batch.
+        reduce: As for `similarity`; measures such as CCA need a mean over space, to have fewer units than images.
+        points: As for `similarity`.
         seed: Keys everything random.
         progress: Called with (steps done, steps in all).
 
@@ -209,25 +212,16 @@ def compare_networks(
     started, clock = now(), time.monotonic()
     ours, source, split = _opened(first, data, factory, images, device)
     theirs, _, _ = _opened(second, source, factory, images, device or str(device_of(ours)))
-    shaken = None
-    if perturb is not None:
-        drawn = grid(perturb) if isinstance(perturb, str) else [perturb]
-        if len(drawn) != 1:
-            raise GeophoneError(
-                f"{perturb!r} stands for {len(drawn)} perturbations; a comparison takes one, with its level, such as "
-                "'LinfPGD(eps=8/255)'."
-            )
-        shaken = drawn[0]
     page, folder = _places(out)
     names = _labels(first, second)
     dataset = source.name if isinstance(source, ImageData) else "data"
     jobs = [{"job": f"scan {i}", "dataset": dataset, "model": name} for i, name in enumerate(names, start=1)]
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    drawn_by: dict[str, Any] = {**common, "progress": progress}
+    drawn_by: dict[str, Any] = {**common, "reduce": reduce, "points": points, "progress": progress}
     rows = []
     for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
         rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, **common))
-        for each in (None,) if shaken is None else (None, shaken):
+        for each in (None,) if perturb is None else (None, perturb):
             found = similarity(model, None, split, measures, own, perturbation=each, columns=columns, **drawn_by)
             rows.append(found.table)
     beside = {**jobs[0], "perturbation": f"beside {names[1]}"}

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
+from scipy.stats import t
 from torch import Tensor
 
 from geophone import table as tables
@@ -21,7 +22,8 @@ from geophone.data import as_split
 from geophone.errors import GeophoneError, unknown
 from geophone.grams import Side, Sums, gathered
 from geophone.metrics import Undefined, maps
-from geophone.metrics.alike import alike
+from geophone.metrics.alike import ENDS, alike
+from geophone.perturb import grid
 from geophone.record import Reduce, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
@@ -41,6 +43,10 @@ SAME_LAYER = "same_layer_similarity"
 
 RESAMPLES = 500
 FEWEST_BATCHES = 8
+FEW = 16
+"""Images of a batch below which an estimate scatters."""
+BIASED = 0.1
+"""What shuffled rows may have without a warning."""
 DOMINANT = 0.01
 GONE = 1e-5
 """Share of a norm that is left of a layer which the images explain: float32 rounds 1e-7 of it."""
@@ -69,22 +75,24 @@ class Similarity:
             shows in numbers, and what single layers are like.
         layers: The rows of a map, in the order of execution.
         others: Its columns.
+        measure: The first measure, of which `map` gives the map by default.
     """
 
     table: pl.DataFrame
     layers: tuple[str, ...]
     others: tuple[str, ...]
+    measure: str = MINIBATCH
 
-    def map(self, measure: str = MINIBATCH) -> Float[np.ndarray, "p q"]:
+    def map(self, measure: str | None = None) -> Float[np.ndarray, "p q"]:
         """All layers by all layers; NaN where a pair has no value.
 
         Raises:
             GeophoneError: a measure that was not taken.
         """
-        rows = self.table.filter((pl.col("metric") == measure) & pl.col("other_depth").is_not_null())
+        rows = self.table.filter((pl.col("metric") == (measure or self.measure)) & pl.col("other_depth").is_not_null())
         if rows.is_empty():
             taken = self.table.filter(pl.col("other_depth").is_not_null())["metric"].unique(maintain_order=True)
-            raise unknown("measure", measure, taken.to_list())
+            raise unknown("measure", str(measure or self.measure), taken.to_list())
         made = np.full((len(self.layers), len(self.others)), np.nan)
         for i, j, value in rows.select("depth", "other_depth", "value").iter_rows():
             if value is not None:
@@ -102,17 +110,17 @@ def similarity(
     first: Any,
     second: Any = None,
     data: Any = None,
-    measures: Sequence[str] | None = None,
+    measures: str | Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     others: Sequence[str] | None = None,
     *,
-    perturbation: Perturbation | None = None,
+    perturbation: str | Perturbation | None = None,
     reduce: Reduce = same_memory,
     batch_size: int = 256,
     weights: str = "pairs",
     points: int | None = 1000,
     shuffles: int = 20,
-    resamples: int = 200,
+    resamples: int | None = None,
     seed: int = 0,
     columns: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -140,20 +148,22 @@ def similarity(
         measures: Names; default `cka_minibatch` for networks and `cka` for responses.
         layers: Of the first network: names or shell patterns; default every activation and block output.
         others: Of the second; default `layers`.
-        perturbation: What the second network sees in place of the clean images. An attack is against the second.
+        perturbation: What the second network sees in place of the clean images, as an object or as code with its level.
+            An attack is against the second. A network that draws noise of its own draws other noise for either side.
         reduce: From a response `[n, ...]` to `[n, d]`. The default makes every position of every channel a unit.
-        batch_size: Images per batch.
+        batch_size: Images per batch, at least 4.
         weights: "pairs": a batch of n counts n(n − 3), the number of sums in it; "equal": 1.
         points: For how many images responses are kept, if a measure needs them: those with the smallest hash; None all.
         shuffles: Of rows, for the control.
-        resamples: For intervals of measures of kept rows, for plain matrices; layer maps have none of these.
+        resamples: Halves of the rows for intervals of measures of kept rows: see `alike`. Default 200 for a single pair
+            of layers and 0, which is no interval, for more.
         seed: Keys shuffles, resamples and the perturbation.
         columns: Values for the table's columns job, dataset, model, recipe, seed and epoch; and for `perturbation`,
             which says what is compared.
         progress: Called with (steps done, steps in all).
 
     Raises:
-        GeophoneError: misaligned rows, NaN, fewer than 4 images, unknown layers or measures.
+        GeophoneError: misaligned rows, NaN, fewer than 4 images or images per batch, unknown layers or measures.
 
     References:
         Kornblith et al. 2019, arXiv:1905.00414; Nguyen, Raghu & Kornblith 2021, arXiv:2010.15327 (minibatches);
@@ -166,21 +176,24 @@ def similarity(
     networks = callable(first)
     if second is not None and callable(second) != networks:
         raise GeophoneError("similarity compares two networks, or two sets of responses; it was given one of each.")
-    taken = tuple(dict.fromkeys((MINIBATCH if networks else "cka",) if measures is None else measures))
+    named = [measures] if isinstance(measures, str) else measures
+    taken = tuple(dict.fromkeys((MINIBATCH if networks else "cka",) if named is None else named))
     _check_measures(taken, networks)
+    if batch_size < LEAST or (points is not None and points < LEAST):
+        raise GeophoneError(f"batch_size={batch_size}, points={points}: similarity needs at least {LEAST} images.")
     if networks:
         split = as_split(data).near(first)
         if len(split) < LEAST:
             raise GeophoneError(f"similarity needs at least {LEAST} images, has {len(split)}. Give more.")
-        perturbation = None if perturbation is None else fitted(perturbation, split.x.shape)
+        shaken = None if perturbation is None else fitted(_perturbation(perturbation), split.x.shape)
         keep = 0 if set(taken) <= set(BY_BATCH) else len(split) if points is None else min(points, len(split))
         rank = draws("sample", index=split.index).bits("rank")
         sums = gathered(
             unwrapped(first),
-            unwrapped(second or first) if second is not None or perturbation is not None else None,
+            None if second is None and shaken is None else unwrapped(first if second is None else second),
             split,
             layers=(layers, layers if others is None else others),
-            perturbation=perturbation,
+            perturbation=shaken,
             reduce=reduce,
             batch_size=batch_size,
             pairs=bool(set(taken) & set(BY_BATCH)),
@@ -190,35 +203,49 @@ def similarity(
             progress=progress,
         )
         ours, theirs = sums.a.kept(), sums.b.kept()
-        resamples = 0
     else:
         if perturbation is not None or data is not None:
             raise GeophoneError("responses are compared as they are: leave out data and perturbation.")
+        shaken = None
         ours = _stored(first)
         theirs = ours if second is None else _stored(second)
+        ours, theirs = _alike_stored(ours, theirs)
         _check_aligned(first, second, ours, theirs)
         sums = Sums(_side_of(ours), _side_of(theirs))
         if second is None:
             sums.b = sums.a
-        resamples = resamples if len(ours) == len(theirs) == 1 else 0
     told = "itself" if second is None else "another"
-    told += "" if perturbation is None else f" under {family_name(perturbation)}"
-    level = 0.0 if perturbation is None else level_of(perturbation)
+    told += "" if shaken is None else f" under {family_name(shaken)}"
+    level = 0.0 if shaken is None else level_of(shaken)
+    single = len(sums.a.names) == len(sums.b.names) == 1
+    halves = resamples if resamples is not None else 200 if single else 0
     common = {"family": "similarity", "perturbation": told, "level": level, **dict(columns or {})}
     made: list[dict[str, Any]] = []
     for measure in taken:
         if measure in BY_BATCH:
             made += _batch_rows(sums, measure, weights, seed)
-        elif measure in WHOLE and len(ours) * len(theirs) > 1:
+        elif measure in WHOLE and not single and not halves:
             made += _whole_rows(sums, ours, theirs, measure, shuffles, seed)
         else:
-            made += _pair_rows(ours, theirs, measure, shuffles, resamples, seed)
+            made += _pair_rows(ours, theirs, measure, shuffles, halves, seed)
     made += _scalar_rows(sums, made, taken[0]) + _same_layer_rows(sums, made, taken[0]) + _layer_rows(sums.a)
     table = tables.frame({**common, **row} for row in made)
-    return Similarity(table, sums.a.names, sums.b.names)
+    return Similarity(table, sums.a.names, sums.b.names, taken[0])
+
+
+def _perturbation(given: str | Perturbation) -> Perturbation:
+    """One perturbation, from code too."""
+    drawn = grid(given) if isinstance(given, str) else [given]
+    if len(drawn) != 1 or not hasattr(drawn[0], "level"):
+        raise GeophoneError(
+            f"{given!r} is not one perturbation. Give one with its level, such as 'LinfPGD(eps=8/255)', or an object."
+        )
+    return drawn[0]
 
 
 def _check_measures(names: Sequence[str], networks: bool) -> None:
+    if not names:
+        raise GeophoneError("no measure of similarity is named. Leave measures out for the default.")
     pairwise_ones = [name for name, metric in METRICS.items() if metric.statistic in (CrossMoments, PairSample)]
     allowed = [*(BY_BATCH if networks else ()), *pairwise_ones]
     for name in names:
@@ -245,6 +272,16 @@ def _stored(given: Any) -> dict[str, Tensor]:
     return made
 
 
+def _alike_stored(*sides: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """All responses in one type, float32 or wider, and on the first one's device."""
+    every = [x for side in sides for x in side.values()]
+    kind = torch.float64 if any(x.dtype == torch.float64 for x in every) else torch.float32
+    if sides[0] is sides[1]:
+        sides = sides[:1]
+    made = [{name: x.to(every[0].device, kind) for name, x in side.items()} for side in sides]
+    return made * (3 - len(made))
+
+
 def _check_aligned(first: Any, second: Any, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Rows must be of the same images in the same order, as far as can be told."""
     lengths = {f"{name} ({side})": len(x) for side, part in ((1, ours), (2, theirs)) for name, x in part.items()}
@@ -254,7 +291,7 @@ def _check_aligned(first: Any, second: Any, ours: dict[str, Tensor], theirs: dic
     if min(lengths.values()) < LEAST:
         raise GeophoneError(f"similarity needs at least {LEAST} rows, has {min(lengths.values())}.")
     indices = [
-        (name, value.index.cpu())
+        (str(name), value.index.cpu())
         for one in (first, second)
         for name, value in (one if isinstance(one, Mapping) else {"responses": one}).items()
         if isinstance(value, Batch)
@@ -281,30 +318,35 @@ def _batch_rows(sums: Sums, measure: str, weights: str, seed: int) -> list[dict[
 
     parts = {name: torch.stack(getattr(sums, name)).cpu() for name in ("cross", "shuffled")}
     own_a, own_b = torch.stack(sums.a.own).cpu(), torch.stack(sums.b.own).cpu()
-    images = [torch.stack(part).cpu() for part in (sums.image_a, sums.image_b, sums.image)] if sums.image else []
+    about_images = ("image_a", "image_b", "image", "image_shuffled") if sums.image else ()
+    images = {name: torch.stack(getattr(sums, name)).cpu() for name in about_images}
 
-    def ratio(w: Tensor, cross: Tensor) -> Tensor:
+    def ratio(w: Tensor, kind: str) -> Tensor:
         """Of each weighting of the batches, `[w, b]` → `[w, p, q]`; NaN where a norm is 0."""
-        top, a, b = torch.einsum("wb,bpq->wpq", w, cross), w @ own_a, w @ own_b
+        top, a, b = torch.einsum("wb,bpq->wpq", w, parts[kind]), w @ own_a, w @ own_b
+        whole_a, whole_b = a, b
         if measure == DECONFOUNDED:
-            with_a, with_b, own = (w @ part for part in images)
-            top = top - with_a[:, :, None] * with_b[:, None] / own[:, :, None]
-            a, b = (x - y.square() / own for x, y in ((a, with_a), (b, with_b)))
-        a, b = (torch.where(x > GONE * y, x, torch.nan) for x, y in ((a, w @ own_a), (b, w @ own_b)))
+            with_a, with_b, own = w @ images["image_a"], w @ images["image_b"], w @ images["image"]
+            moved = with_b if kind == "cross" else w @ images["image_shuffled"]
+            top = top - with_a[:, :, None] * moved[:, None] / own[:, :, None]
+            a, b = a - with_a.square() / own, b - with_b.square() / own
+        a, b = (torch.where(x > GONE * y, x, torch.nan) for x, y in ((a, whole_a), (b, whole_b)))
         return top / (a[:, :, None] * b[:, None]).sqrt()
 
-    value = ratio(each[None], parts["cross"])[0]
+    value = ratio(each[None], "cross")[0]
     low = high = None
     if len(sizes) >= FEWEST_BATCHES:
-        drawn = ratio(resampled, parts["cross"]).numpy()
-        low, high = (torch.from_numpy(part) for part in np.quantile(drawn, [0.025, 0.975], axis=0))
-    note = None if len(sizes) >= FEWEST_BATCHES else f"{len(sizes)} batches: no interval from fewer than 8"
+        count = len(sizes)
+        spread = ratio(resampled, "cross").std(0) * (count / (count - 1)) ** 0.5 * t.ppf(0.975, count - 1)
+        low, high = value - spread, value + spread
+    notes = [] if low is not None else [f"{len(sizes)} batches: no interval from fewer than {FEWEST_BATCHES}"]
+    if min(sums.sizes) < FEW:
+        notes.append(f"batches of {min(sums.sizes)} images: the estimate scatters widely below {FEW}")
+    note = "; ".join(notes) or None
     why = "a side does not vary" if measure == MINIBATCH else "a side does not vary beyond what the images explain"
     n = int(sizes.sum())
     made = _map_rows(sums, measure, n, value, low, high, note, why)
-    if measure == DECONFOUNDED:
-        return made
-    return made + _map_rows(sums, f"{measure}_shuffled", n, ratio(each[None], parts["shuffled"])[0], why=why)
+    return made + _map_rows(sums, f"{measure}_shuffled", n, ratio(each[None], "shuffled")[0], why=why)
 
 
 def _whole_rows(
@@ -317,10 +359,13 @@ def _whole_rows(
     own_a, own_b = (torch.where(x > 0, x, torch.nan) for x in (own_a, own_b))
     scale = (own_a[:, None] * own_b[None]).sqrt()
     made = _map_rows(sums, measure, n, top / scale, why="a side does not vary")
-    order = torch.randperm(n, generator=stream(seed, "shuffled rows"))
     if shuffles:
+        order = torch.randperm(n, generator=stream(seed, "shuffled rows"))
         moved = [x[order.to(x.device)] for x in (second or first)]
         control = cross_products(first, moved, WHOLE[measure])[0].cpu() / scale
+        for row, chance in zip(made, control.flatten().tolist(), strict=True):
+            if chance > BIASED:
+                row["note"] = f"biased for {n} images and these widths: shuffled rows have {chance:.2g}"
         made += _map_rows(sums, f"{measure}_shuffled", n, control, why="a side does not vary")
     return made
 
@@ -370,8 +415,8 @@ def _scalar_rows(sums: Sums, rows: Sequence[dict[str, Any]], measure: str) -> li
     for row in rows:
         if row["metric"] == measure and row["value"] is not None:
             grid[row["depth"], row["other_depth"]] = row["value"]
-    if grid.size == 1:
-        return []
+    if grid.size == 1 or not (measure in BY_BATCH or ENDS.get(measure) == (0.0, 1.0)):
+        return []  # a single pair, or distances
     alone = sums.b is sums.a
     asked: dict[str, Callable[[], float]] = {
         "near_similarity": lambda: maps.near_similarity(grid),
@@ -383,7 +428,9 @@ def _scalar_rows(sums: Sums, rows: Sequence[dict[str, Any]], measure: str) -> li
             "effective_layers": lambda: maps.effective_layers(grid),
             "entropy_layers": lambda: maps.entropy_layers(grid),
         }
-        asked |= {f"largest_block_{100 * t:.0f}": partial(maps.largest_block, grid, t) for t in maps.THRESHOLDS}
+        asked |= {
+            f"largest_block_{100 * share:.0f}": partial(maps.largest_block, grid, share) for share in maps.THRESHOLDS
+        }
     else:
         asked["equal_depth_similarity"] = lambda: maps.equal_depth_similarity(grid)
     made: list[dict[str, Any]] = []
@@ -415,12 +462,13 @@ def _layer_rows(side: Side) -> list[dict[str, Any]]:
     lengths = torch.cat(side.lengths, 1)
     n = lengths.shape[1]
     few = max(1, round(DOMINANT * n))
+    looked_at = sum(part.shape[1] for part in side.lengths[: len(side.first)])
     shares = {
-        "first_pc_share": torch.stack(side.first).mean(0),
-        "dominant_share": lengths.topk(few, 1).values.sum(1) / lengths.sum(1),
+        "first_pc_share": (torch.stack(side.first).mean(0), looked_at),
+        "dominant_share": (lengths.topk(few, 1).values.sum(1) / lengths.sum(1), n),
     }
     return [
-        {"layer": layer, "depth": i, "metric": name, "value": float(value[i]), "n": n, "d": side.widths[i]}
-        for name, value in shares.items()
+        {"layer": layer, "depth": i, "metric": name, "value": float(value[i]), "n": count, "d": side.widths[i]}
+        for name, (value, count) in shares.items()
         for i, layer in enumerate(side.names)
     ]

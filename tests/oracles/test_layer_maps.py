@@ -1,5 +1,6 @@
 """All layers beside all layers, from hooks to rows, against CKA written out in float64 on the whole responses."""
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -162,13 +163,114 @@ def test_a_bias_of_30_on_a_convolution_changes_nothing(size: int) -> None:
     assert np.abs(after[3, 3] - 1) < 1e-6
 
 
-def test_scale_changes_nothing() -> None:
-    one = net(0)
-    before = mapped(one)
-    for name in ("conv1.weight", "conv1.bias"):
-        one.get_parameter(name).data *= 1e-4
-    assert np.abs(mapped(one)[0, :1] - before[0, :1]).max() < 1e-6
-    assert abs(mapped(one)[0, 0] - 1) < 1e-6
+class Scaled(nn.Module):
+    """The images times a factor, and a part of them after a ReLU."""
+
+    def __init__(self, factor: float, bias: float = 0.0) -> None:
+        super().__init__()
+        self.one, self.two = nn.Identity(), nn.Identity()
+        self.head = nn.Linear(192, 4)
+        self.factor, self.bias = factor, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        self.one(self.factor * (flat + self.bias))
+        self.two((flat[:, :60] - 0.5).relu())
+        return self.head(flat)
+
+
+@pytest.mark.parametrize("factor", [1e-15, 1e-4, 1e4, 1e15])
+def test_scale_changes_nothing(factor: float) -> None:
+    """Squares of 1e±15 are at the ends of float32, their products are beyond."""
+    maps_of = [similarity(Scaled(f), data=images(), layers=("one", "two"), batch_size=24).map() for f in (1.0, factor)]
+    assert 0.1 < maps_of[0][0, 1] < 0.9
+    assert np.abs(maps_of[1] - maps_of[0]).max() < 1e-6
+    x, y = images().x.flatten(1), images(kind="y").x.flatten(1)
+    stored = [similarity({"a": f * x, "b": y}).map() for f in (1.0, factor)]
+    assert np.abs(stored[1] - stored[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize(("bias", "least"), [(30.0, 1e-6), (1000.0, 1e-4)])
+def test_a_bias_beside_another_layer_changes_nothing(bias: float, least: float) -> None:
+    """1000 has an ulp of 6e-5, beside a spread of 0.1: rounding of 3e-4 of it in each of 192 units, at random."""
+    maps_of = [
+        similarity(Scaled(1.0, b), data=images(), layers=("one", "two"), batch_size=24).map() for b in (0.0, bias)
+    ]
+    assert np.abs(maps_of[1] - maps_of[0]).max() < least
+
+
+def test_a_layer_that_one_image_excites_has_no_value() -> None:
+    """Its Gram matrix is all diagonal, of which U-centring leaves nothing but rounding."""
+    x = torch.zeros(N, 7)
+    x[3] = torch.rand(7, generator=stream("one"))
+    found = similarity({"a": x, "b": torch.rand(N, 5, generator=stream("b"))})
+    assert np.isnan(found.map()[0]).all()
+    assert found.map()[1, 1] == 1
+
+
+def test_nothing_but_gram_matrices_outlives_its_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of a pass no response is referred to, when no row is kept."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def watched(response: Tensor) -> Tensor:
+        made = flatten(response).clone()
+        alive.append(weakref.ref(made))
+        return made
+
+    counts: list[int] = []
+    similarity(
+        *(net(0), None, images()),
+        layers=LAYERS,
+        batch_size=24,
+        reduce=watched,
+        progress=lambda done, _: counts.append(sum(one() is not None for one in alive)),
+    )
+    assert counts == [0] * 4
+
+
+class Tokens(nn.Module):
+    """A transformer whose tokens come first: 16 of them, whatever the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Identity(), nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer(x.flatten(1)[:, :128].unflatten(1, (16, 8)).transpose(0, 1))
+        return self.head(x.flatten(1))
+
+
+class Half(nn.Module):
+    """A network that computes in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(192, 8).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1).bfloat16())
+
+
+def test_networks_in_half_precision_are_taken() -> None:
+    assert similarity(Half(), data=images(), layers=("layer",)).map()[0, 0] == 1
+    x = torch.rand(N, 7, generator=stream("h"))
+    mixed = similarity({"a": x.half(), "b": x.double()})
+    assert mixed.map()[0, 1] == pytest.approx(1, abs=1e-6)
+
+
+def test_biased_maps_say_so() -> None:
+    x, y = (torch.randn(50, 2000, generator=stream(name)) for name in "xy")
+    rows = similarity({"a": x, "b": 2 * x}, {"c": y}, measures="cka_biased").table.filter(metric="cka_biased")
+    assert rows["value"].min() > 0.9
+    assert all(note.startswith("biased for 50 images") for note in rows["note"])
+    fair = similarity({"a": x, "b": 2 * x}, {"c": y}).table.filter(metric="cka")
+    assert fair["note"].null_count() == 2
+
+
+def test_distances_have_no_scalars_of_similarity() -> None:
+    x = {name: torch.rand(N, 7, generator=stream(name)) for name in "abc"}
+    assert "far_similarity" not in similarity(x, measures=("procrustes",)).table["metric"].to_list()
+    assert "far_similarity" in similarity(x, measures="cka").table["metric"].to_list()
 
 
 def test_the_control_is_of_shuffled_rows() -> None:
@@ -273,6 +375,10 @@ def in_other_order(split: Split) -> Batch:
     ("call", "words"),
     [
         (lambda: similarity(net(0), data=images(3)), "at least 4 images"),
+        (lambda: similarity(net(0), data=images(), batch_size=3), "at least 4 images"),
+        (lambda: similarity(net(0), data=images(), measures=()), "no measure"),
+        (lambda: similarity(net(0), data=images(), perturbation="noise"), "not one perturbation"),
+        (lambda: similarity(Tokens(), data=images(), layers=("layer",), batch_size=16), "one row per image"),
         (lambda: similarity(torch.ones(3, 2), torch.ones(3, 2)), "at least 4 rows"),
         (lambda: similarity(torch.ones(9, 2), torch.ones(8, 2)), "rows must be of the same images"),
         (lambda: similarity(torch.full((9, 2), torch.nan), torch.ones(9, 2)), "NaN"),
@@ -326,7 +432,6 @@ def test_scalars_of_two_blocks() -> None:
     assert maps.far_similarity(made) == pytest.approx(0.2)
     # A tenth of 7 steps is less than one: neighbours alone, six of the seven within a block.
     assert maps.near_similarity(made) == pytest.approx((6 * 0.9 + 0.2) / 7)
-    assert maps.share_above(made, 0.5) == pytest.approx(24 / 56)
 
 
 def test_effective_layers_count_groups() -> None:
@@ -360,9 +465,13 @@ def test_scalars_without_a_value_say_why() -> None:
         maps.effective_layers(gap)
     with pytest.raises(Undefined, match="one stage"):
         maps.block_contrast(blocks(0.9, 0.2), [0] * 8)
-    with pytest.raises(Undefined):
+    with pytest.raises(Undefined, match="3 stages on one side and 2"):
+        maps.block_contrast(np.ones((3, 2)), [0, 1, 2], [0, 1])
+    with pytest.raises(Undefined, match="far from each other"):
         maps.far_similarity(np.ones((1, 1)))
-    assert maps.far_similarity(gap) == pytest.approx(0.2)
+    for scalar in (maps.far_similarity, maps.near_similarity, maps.equal_depth_similarity):
+        with pytest.raises(Undefined, match="a layer has no similarity"):
+            scalar(gap)
 
 
 def test_first_component_and_dominant_images() -> None:

@@ -79,7 +79,11 @@ class Measure:
         if self.layers is not None:
             parts.append(f"in {_depth(*self.layers)}")
         parts.append(
-            f"under {self.perturbation}" if self.perturbation else " and ".join(_family(name) for name in self.families)
+            self.perturbation
+            if self.perturbation and self.families == ("similarity",)
+            else f"under {self.perturbation}"
+            if self.perturbation
+            else " and ".join(_family(name) for name in self.families)
         )
         if self.level is not None:
             parts.append(str(self.level) if isinstance(self.level, AtHalf) else f"at {self.level:.3g}")

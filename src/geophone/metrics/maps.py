@@ -16,11 +16,14 @@ THRESHOLDS = (0.7, 0.8, 0.9)
 """Similarities from which layers belong to one block."""
 
 
+NO_VALUE = "a layer has no similarity"
+
+
 def near_similarity(similarity: Map) -> float:
     """Mean similarity of different layers at most a tenth of the depth apart, neighbours always included.
 
     Raises:
-        Undefined: a network of one layer, or no such pair with a value.
+        Undefined: a network of one layer, no such pair, or one without a value.
     """
     apart = _apart(similarity)
     step = 1 / max(1, max(similarity.shape) - 1)
@@ -31,7 +34,7 @@ def far_similarity(similarity: Map) -> float:
     """Mean similarity of layers at least half of the depth apart. High: layers far apart do much the same.
 
     Raises:
-        Undefined: a network of one layer, or no such pair with a value.
+        Undefined: a network of one layer, no such pair, or one without a value.
     """
     return _mean(similarity[_apart(similarity) >= FAR - 1e-9], "no two layers are far from each other")
 
@@ -40,7 +43,7 @@ def equal_depth_similarity(similarity: Map) -> float:
     """Mean similarity of layers at equal depth: of layer i with the other network's nearest in relative depth.
 
     Raises:
-        Undefined: no such pair has a value.
+        Undefined: such a pair has no value.
     """
     rows, columns = similarity.shape
     nearest = np.round(np.arange(rows) * (columns - 1) / max(1, rows - 1)).astype(int)
@@ -50,7 +53,8 @@ def equal_depth_similarity(similarity: Map) -> float:
 def block_contrast(similarity: Map, stages: Sequence[int], others: Sequence[int] | None = None) -> float:
     """Mean similarity within stages less that between stages; the diagonal of a network with itself does not count.
 
-    High: blocks along the diagonal stand out. A stage is a run of layers of one spatial size.
+    High: blocks along the diagonal stand out. A stage is a run of layers of one spatial size; in a WideResNet the first
+    batch norm and ReLU of a block of half the size still belong to the stage before.
 
     Args:
         similarity: All layers by all layers.
@@ -58,10 +62,12 @@ def block_contrast(similarity: Map, stages: Sequence[int], others: Sequence[int]
         others: Of each column; default the rows'.
 
     Raises:
-        Undefined: fewer than two stages, or no value within or between them.
+        Undefined: fewer than two stages, another number of them on the other side, or a pair without a value.
     """
     rows = np.asarray(stages)
     columns = rows if others is None else np.asarray(others)
+    if rows.max() != columns.max():
+        raise Undefined(f"{rows.max() + 1} stages on one side and {columns.max() + 1} on the other")
     same = rows[:, None] == columns[None]
     counted = ~np.eye(len(rows), dtype=bool) if others is None else np.ones(similarity.shape, dtype=bool)
     within = _mean(similarity[same & counted], "no two layers are in one stage")
@@ -109,15 +115,6 @@ def largest_block(similarity: Map, threshold: float) -> int:
     return best
 
 
-def share_above(similarity: Map, threshold: float) -> float:
-    """Share of the pairs of different layers whose similarity is above a threshold.
-
-    Raises:
-        Undefined: no pair has a value.
-    """
-    return _mean((similarity > threshold)[_apart(similarity) > 1e-9].astype(float), "there is one layer")
-
-
 def _apart(similarity: Map) -> NDArray[np.float64]:
     """How far the layers of each pair are apart, in shares of the depth, `[p, q]`."""
     rows, columns = (np.arange(size) / max(1, size - 1) for size in similarity.shape)
@@ -125,15 +122,16 @@ def _apart(similarity: Map) -> NDArray[np.float64]:
 
 
 def _mean(values: NDArray[np.float64], why: str) -> float:
-    values = values[~np.isnan(values)]
     if not len(values):
         raise Undefined(why)
+    if np.isnan(values).any():  # means over different layers could not be compared
+        raise Undefined(NO_VALUE)
     return float(values.mean())
 
 
 def _square(similarity: Map) -> None:
     if np.isnan(similarity).any():
-        raise Undefined("a layer has no similarity")
+        raise Undefined(NO_VALUE)
 
 
 def _spectrum(similarity: Map) -> NDArray[np.float64]:

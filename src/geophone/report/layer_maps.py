@@ -11,8 +11,11 @@ from geophone.report.markup import text
 from geophone.report.summary import over_networks
 from geophone.report.words import decimal, in_255ths, measure
 
-MOST = 24
-"""Maps that the page carries; the table has all."""
+MOST, OF_A_KIND = 40, 4
+"""Maps that the page carries, and of each comparison but that with itself; the table has all."""
+FURTHEST = {"procrustes": 2.0, "angular_distance": 1.571}
+"""The largest value of measures for which 0 is alike."""
+EARLIER = "beside itself earlier"
 
 ITSELF = "itself"
 SCALARS = (
@@ -45,7 +48,14 @@ def map_panels(table: pl.DataFrame, series: Sequence[str], width: int = 210) -> 
     )
     metrics = mean["metric"].unique(maintain_order=True)
     groups = _ordered(mean, series).partition_by(*_WHICH, "metric", maintain_order=True)
-    return [_panel(part, len(metrics) > 1, width) for part in groups[:MOST]]
+    seen: dict[tuple[str, str], int] = {}
+    kept = []
+    for part in groups:
+        kind = part["perturbation"][0], part["metric"][0]
+        seen[kind] = seen.get(kind, 0) + 1
+        if kind[0] == ITSELF or seen[kind] <= OF_A_KIND:
+            kept.append(part)
+    return [_panel(part, len(metrics) > 1, width) for part in kept[:MOST]]
 
 
 def _ordered(rows: pl.DataFrame, series: Sequence[str]) -> pl.DataFrame:
@@ -59,6 +69,8 @@ def _level(row: dict[str, Any]) -> str:
     level = row["level"]
     if not level:
         return ""
+    if row["perturbation"] == EARLIER:
+        return f", after epoch {level:g}"
     return (
         f", {255 * level:.3g}/255" if in_255ths(row["perturbation"].removeprefix("under ")) else f", level {level:.3g}"
     )
@@ -71,6 +83,8 @@ def _panel(rows: pl.DataFrame, several: bool, width: int) -> Panel:
     axis: dict[str, Any] = {"labelOverlap": "greedy", "ticks": False, "domain": False, "labelAngle": 0, "grid": False}
     axis["values"] = list(range(0, max(p, q), max(1, max(p, q) // 5)))
     beside = "layer" if first["perturbation"] == ITSELF else "layer of the other"
+    furthest = FURTHEST.get(first["metric"])
+    ends = [0.0, 1.0] if furthest is None else [furthest, 0.0]  # bright is alike
     spec = charts.styled(
         alt.Chart(alt.Data(name="rows"), width=width, height=round(width * min(2.0, p / q)))
         .mark_rect()
@@ -83,7 +97,7 @@ def _panel(rows: pl.DataFrame, several: bool, width: int) -> Panel:
             y=alt.Y("depth:O", scale=alt.Scale(padding=0), title="layer", sort="descending"),
             color=alt.Color(
                 "value:Q",
-                scale=alt.Scale(scheme="inferno", domain=[0, 1], clamp=True),
+                scale=alt.Scale(scheme="inferno", domain=ends, clamp=True),
                 legend=alt.Legend(title=None, gradientLength=round(width * 0.6), tickCount=3),
             ),
             tooltip=[

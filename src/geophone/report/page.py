@@ -222,9 +222,9 @@ def _maps(found: Findings, specs: dict[str, Any]) -> str:
     rest = f" {count_all - len(panels)} more are in the table." if count_all > len(panels) else ""
     return (
         '<section id="maps"><h2>Layers beside layers</h2>\n'
-        '<p class="caption">Every layer with every layer, in the order of execution from the lower left. Linear CKA '
-        "with the unbiased HSIC: 1, alike up to rotation and scale; about 0, unrelated. Point at a cell for its "
-        f'numbers.{rest}</p>\n<div class="panels in-3">{maps}</div>\n'
+        '<p class="caption">Every layer with every layer, in the order of execution from the lower left. Bright: '
+        "alike. Linear CKA, unless a map says otherwise: 1, alike up to rotation and scale; about 0, unrelated. Point "
+        f'at a cell for its numbers.{rest}</p>\n<div class="panels in-3">{maps}</div>\n'
         f"{scalar_table(found.maps, found.series)}\n{drawn}</section>"
     )
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 CONSTANT = 2.0**-40
 """Variance, as a share of the squared mean, at which float32 responses do not vary: (2⁻²⁰)², 8 ulp."""
+NOUGHT = 1e-9
+"""Share of a Gram matrix's squares below which what U-centring leaves of it is rounding."""
 LEAST = 4
 """Rows that the unbiased estimator needs."""
 _COLUMNS = 2**13  # summed in float32 before a partial sum is added in float64
@@ -105,18 +107,26 @@ def cross_products(
         debiased: Whether the unbiased HSIC is used, else the biased one.
 
     Returns:
-        Products `[p, q]`, and the norms of both sets.
+        Products `[p, q]`, and the norms of both sets, each layer in a unit of its own; a norm that is rounding is 0.
     """
-    ours = [centred(x) for x in first]
-    theirs = ours if second is None else [centred(x) for x in second]
+    ours = [_unit(centred(x)) for x in first]
+    theirs = ours if second is None else [_unit(centred(x)) for x in second]
     if _by_samples(len(ours[0]), [x.shape[1] for x in ours], [x.shape[1] for x in theirs]):
         made = _in_samples(ours, None if second is None else theirs, debiased)
     else:
         made = _in_features(ours, theirs, debiased)
-    if second is not None:
-        return made
-    both = (made[0] + made[0].T) / 2  # exactly symmetric, and each layer is exactly like itself
-    return both, both.diagonal(), both.diagonal()
+    both, own_a, own_b = made
+    if second is None:  # exactly symmetric, and each layer is exactly like itself
+        both = (both + both.T) / 2
+        own_a = own_b = both.diagonal()
+    least = NOUGHT * len(ours[0]) ** 2
+    return both, torch.where(own_a > least, own_a, 0), torch.where(own_b > least, own_b, 0)
+
+
+def _unit(u: Tensor) -> Tensor:
+    """Centred rows of root-mean-square length 1, so that no product leaves the range of float32."""
+    length = u.double().square().sum(1).mean().sqrt()
+    return u if length == 0 else (u / length).to(u.dtype)
 
 
 def _by_samples(n: int, ours: Sequence[int], theirs: Sequence[int]) -> bool:

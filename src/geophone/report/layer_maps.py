@@ -110,7 +110,7 @@ def _panel(rows: pl.DataFrame, several: bool, width: int) -> Panel:
     )
     for name in ("x", "y"):
         spec["encoding"][name]["axis"] = axis
-    spec["title"] = charts.heading(str(first["series"]), under)
+    spec["title"] = {**charts.heading(str(first["series"]), under), "limit": width + 50}
     columns = ["series", "layer", "depth", "other", "other_depth", "value", "networks"]
     return spec, rows.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64)).select(
         *columns, "low", "high"
@@ -118,8 +118,10 @@ def _panel(rows: pl.DataFrame, several: bool, width: int) -> Panel:
 
 
 def map_figure(panels: Sequence[Panel]) -> charts.Spec:
-    """All maps in one figure for a paper."""
-    cells = [{k: v for k, v in charts.filled(*panel).items() if k not in ("config", "$schema")} for panel in panels]
+    """The first dozen maps in one figure for a paper: networks beside themselves come first."""
+    cells = [
+        {k: v for k, v in charts.filled(*panel).items() if k not in ("config", "$schema")} for panel in panels[:12]
+    ]
     return {
         "$schema": panels[0][0]["$schema"],
         "title": charts.heading("How alike layers are", "Mean over networks; 1: alike up to rotation and scale", 16),

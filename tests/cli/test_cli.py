@@ -224,7 +224,11 @@ BAD = {
         "fog.npy is truncated, corrupt",
     ),
     "unknown measure": (nothing, "compare my.py:make my.py:make good.npz --measures ckaa", "measure of similarity"),
-    "many perturbations": (nothing, "compare my.py:make my.py:make good.npz --perturb noise", "takes one"),
+    "many perturbations": (
+        nothing,
+        "compare my.py:make my.py:make good.npz --perturb noise",
+        "is not one perturbation",
+    ),
     "too few images": (nothing, "compare my.py:make my.py:make good.npz --images 3", "at least 4 images"),
     "too many images": (nothing, "scan my.py:make good.npz --images 1000", "1000"),
 }

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +112,7 @@ def scan(
     classes = len(source.classes) if isinstance(source, ImageData) else None
     found = [*checks(made, split, rows, classes), *attack_checks(made, split, seed=seed)]
     rows = rows.vstack(table.frame({**columns, **row} for row in found))
-    if folder is None:
-        return Scan(rows, None)
-    table.write(rows, folder / "table" / "scan.parquet")
-    write_provenance(
-        folder,
-        title=f"Scan of {label}",
-        seconds=time.monotonic() - clock,
-        started=started,
-        device=str(device_of(made)),
-        threads=torch.get_num_threads(),
-        seeds=[seed],
-    )
-    return Scan(rows, write_report(folder, page))
+    return _written(rows, folder, page, f"Scan of {label}", made, seed, (started, clock))
 
 
 def attack(
@@ -226,20 +215,32 @@ def compare_networks(
             rows.append(found.table)
     beside = {**jobs[0], "perturbation": f"beside {names[1]}"}
     rows.append(similarity(ours, theirs, split, measures, layers, others, columns=beside, **drawn_by).table)
-    made = pl.concat(rows)
+    return _written(pl.concat(rows), folder, page, f"{names[0]} beside {names[1]}", ours, seed, (started, clock))
+
+
+def _written(
+    rows: pl.DataFrame,
+    folder: Path | None,
+    page: Path | None,
+    title: str,
+    model: Model,
+    seed: int,
+    began: tuple[datetime, float],
+) -> Scan:
+    """The rows with their page, and both on disk where a folder is given."""
     if folder is None:
-        return Scan(made, None)
-    table.write(made, make_folder(folder) / "table" / "scan.parquet")
+        return Scan(rows, None)
+    table.write(rows, make_folder(folder) / "table" / "scan.parquet")
     write_provenance(
         folder,
-        title=f"{names[0]} beside {names[1]}",
-        seconds=time.monotonic() - clock,
-        started=started,
-        device=str(device_of(ours)),
+        title=title,
+        seconds=time.monotonic() - began[1],
+        started=began[0],
+        device=str(device_of(model)),
         threads=torch.get_num_threads(),
         seeds=[seed],
     )
-    return Scan(made, write_report(folder, page))
+    return Scan(rows, write_report(folder, page))
 
 
 def _labels(*models: Model | str | Path) -> list[str]:

@@ -10,7 +10,7 @@ from geophone.errors import unknown
 from geophone.record import REDUCTIONS
 from geophone.study.comparison import Comparison
 from geophone.study.job import Job
-from geophone.study.studies import CORRUPTIONS, study
+from geophone.study.studies import CORRUPTIONS, Sized, study
 from geophone.train import Training
 
 PAPER_ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.7, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0)
@@ -32,7 +32,7 @@ def adversarial(budget: str) -> str:
 
 @study("selectivity")
 @dataclass(frozen=True)
-class Selectivity:
+class Selectivity(Sized):
     """Class selectivity and robustness (Leavitt & Morcos): an alpha sweep, both threat models, and the converse.
 
     Sizes: `demo` takes minutes on two cores (2 seeds: too few to decide anything), `small` an hour or so (5 seeds, 9
@@ -105,16 +105,14 @@ class Selectivity:
             "parts": (-1.0, 1.0),
         },
     }
-    size: str = "demo"
-    seeds: tuple[int, ...] | None = None
     reduce: str = "spatial_mean"
     granularity: str = "activations"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for kind, value, allowed in (
             ("reduction", self.reduce, REDUCTIONS),
             ("granularity", self.granularity, GRANULARITIES),
-            ("size", self.size, self.settings),
         ):
             if value not in allowed:
                 raise unknown(kind, value, allowed)
@@ -129,11 +127,6 @@ class Selectivity:
         )
 
     @property
-    def seen(self) -> tuple[int, ...]:
-        """The seeds."""
-        return self.seeds if self.seeds is not None else tuple(range(self.setting["seeds"]))
-
-    @property
     def differs(self) -> str:
         """Where the setting differs from the papers'."""
         if self.size == "full":
@@ -144,11 +137,6 @@ class Selectivity:
             f"cosine schedule; {len(self.seen)} seeds in place of 20; {self.setting['images']} of 2,000 test images; "
             "18 types of corruption, since saturate leaves grey images as they are"
         )
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        """What the size decides."""
-        return self.settings[self.size]
 
     def sweep(self) -> tuple[str, ...]:
         """The recipes of the alpha sweep, alpha ascending."""

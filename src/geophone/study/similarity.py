@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from geophone.claims import Claim, Difference, Increasing, Measure, Selection
-from geophone.errors import unknown
 from geophone.study.comparison import TRAIN_TEST_GAP, LayerMap
 from geophone.study.job import Job
-from geophone.study.studies import study
+from geophone.study.studies import Sized, study
 from geophone.train import Training
 
 ALL_LAYERS = ("conv?", "norm?", "relu?", "pool", "head")
@@ -25,7 +24,7 @@ HIGH = 0.9
 
 @study("similarity")
 @dataclass(frozen=True)
-class RobustSimilarity:
+class RobustSimilarity(Sized):
     """Layers of robust and of standard networks side by side: threat models, radii, widths, epochs, seeds.
 
     Sizes: `demo` takes minutes on two cores (2 seeds: too few to decide anything), `small` an hour or so (5 seeds, the
@@ -120,22 +119,6 @@ class RobustSimilarity:
             "batch_size": 1024,
         },
     }
-    size: str = "demo"
-    seeds: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.size not in self.settings:
-            raise unknown("size", self.size, self.settings)
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        """What the size decides."""
-        return self.settings[self.size]
-
-    @property
-    def seen(self) -> tuple[int, ...]:
-        """The seeds."""
-        return self.seeds if self.seeds is not None else tuple(range(self.setting["seeds"]))
 
     @property
     def differs(self) -> str:

@@ -97,6 +97,34 @@ def find_study(
     return text, made
 
 
+@dataclass(frozen=True)
+class Sized:
+    """A study whose sizes are settings.
+
+    Attributes:
+        size: `demo`, `small` or `full`.
+        seeds: Default those of the size.
+    """
+
+    settings: ClassVar[dict[str, dict[str, Any]]] = {}
+    size: str = "demo"
+    seeds: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size not in self.settings:
+            raise unknown("size", self.size, self.settings)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the size decides."""
+        return self.settings[self.size]
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The seeds."""
+        return self.seeds if self.seeds is not None else tuple(range(self.setting["seeds"]))
+
+
 @study("demo")
 @dataclass(frozen=True)
 class Demo:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.compare import HEAD, peak_mib, ratio
+from benchmarks.compare import HEAD, ratio
 from geophone.data import Split, fashion_mnist_mini
 from geophone.models import resnet20, wide_resnet
 from geophone.record import flatten, tap
@@ -55,7 +56,7 @@ def of_pytorch_cka(model: nn.Module, split: Split, layers: list[str], size: int)
 def of_cka_pytorch(model: nn.Module, split: Split, layers: list[str], size: int) -> np.ndarray:
     from cka_pytorch import CKACalculator
 
-    made = CKACalculator(model, model, layers, layers, hook_recursive=False, verbose=False)
+    made = CKACalculator(model, model, layers, layers, verbose=False)
     return made.calculate_cka_matrix(_loader(split, size), num_epochs=1).numpy()
 
 
@@ -104,14 +105,19 @@ def similarities(repeats: int, device: str) -> None:
         ("ResNet20, 20 layers", 10_000, 256, here[:2]),
         ("WideResNet-28-4, 80 layers", 512, 256, here[:3]),
     ):
-        model, layers = network(name)
-        split, model = images(n).to(device), model.to(device)
+        bare, _ = network(name)
+        split, bare = images(n).to(device), bare.to(device)
         for tool in tools:
+
+            def mapped(tool: str = tool, name: str = name, split: Split = split, size: int = size) -> np.ndarray:
+                model, layers = network(name)  # a fresh one: two of the tools leave their hooks
+                return TOOLS[tool][1](model.to(split.x.device), split, layers, size)
+
             aim = "≤ 1.5" if tool == "geophone" and size == 256 else ""
             took = ratio(
                 f"{name}, n = {n:,}, batches of {size}: {tool}, over the forward passes",
-                partial(TOOLS[tool][1], model, split, layers, size),
-                partial(forward, model, split, size),
+                mapped,
+                partial(forward, bare, split, size),
                 repeats if tool == "geophone" else 1,
                 aim,
             )
@@ -172,6 +178,12 @@ def _peak(tool: str) -> float:
     model, layers = network("ResNet20, 20 layers")
     split = images(2048)
     forward(model, split, 256)
-    before = peak_mib()
+    before = _high_water()
     TOOLS[tool][1](model, split, layers, 256)
-    return peak_mib() - before
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    """Largest resident memory of this process, in MiB; `getrusage` would count that of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

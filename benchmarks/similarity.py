@@ -133,8 +133,8 @@ def similarities(repeats: int, device: str) -> None:
         print(f"| {tool} | {found[0]:.1e} | {found[1]:.1e} | {memory:.0f} MiB |", flush=True)
 
 
-def _error(tool: Tool, bias: float) -> float | str:
-    """Largest error of a self-map, in batches of the data's own order, with a bias on one convolution."""
+def _error(tool: Tool, bias: float) -> float:
+    """Largest error of a self-map with a bias on two batch norms; NaN where the tool fails."""
     model, layers = network("ResNet20, 20 layers")
     split = images(512)
     for name in ("layer1.1.norm1", "layer2.0.norm1"):  # after these come ReLUs, which a large bias makes linear

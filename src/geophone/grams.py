@@ -192,22 +192,25 @@ def _answers(
         for name, row in zip(names, rows, strict=False):
             _check_finite(name, row)
             side.rows.setdefault(name, []).append(row)
-    grams = torch.stack(list(seen.values())) if pairs else x.new_empty(0, 0, 0)
-    if pairs:
-        squares = grams.diagonal(dim1=1, dim2=2).double()
-        for name, lengths in zip(names, squares, strict=True):
-            _check_finite(name, lengths)
-        side.lengths.append(squares.clone())
-        if len(side.first) < LOOKED_AT:
-            largest = torch.linalg.eigvalsh(grams)[:, -1].double()
-            side.first.append(largest / squares.sum(1))
-        if side.scale is None:
-            mean = squares.mean(1)
-            side.scale = torch.where(mean > 0, 1 / mean, 1.0).to(grams.dtype)
-        grams *= side.scale[:, None, None]
-        before = norms(grams)
-        u_centred(grams)
-        grams *= (norms(grams) > NOUGHT * before).to(grams.dtype)[:, None, None]
+    return _scaled_and_centred(side, torch.stack(list(seen.values()))) if pairs else x.new_empty(0, 0, 0)
+
+
+def _scaled_and_centred(side: Side, grams: Float[Tensor, "l n n"]) -> Float[Tensor, "l n n"]:
+    """U-centred Gram matrices in the side's scale, in place; 0 where only rounding is left."""
+    squares = grams.diagonal(dim1=1, dim2=2).double()
+    for name, lengths in zip(side.names, squares, strict=True):
+        _check_finite(name, lengths)
+    side.lengths.append(squares.clone())
+    if len(side.first) < LOOKED_AT:
+        largest = torch.linalg.eigvalsh(grams)[:, -1].double()
+        side.first.append(largest / squares.sum(1))
+    if side.scale is None:
+        mean = squares.mean(1)
+        side.scale = torch.where(mean > 0, 1 / mean, 1.0).to(grams.dtype)
+    grams *= side.scale[:, None, None]
+    before = norms(grams)
+    u_centred(grams)
+    grams *= (norms(grams) > NOUGHT * before).to(grams.dtype)[:, None, None]
     return grams
 
 

@@ -12,6 +12,7 @@ from geophone.errors import GeophoneError
 from geophone.metrics.metric import Undefined, metric
 from geophone.metrics.similarity import NO_SELF, NOUGHT, SMALL
 from geophone.stats import PairSample
+from geophone.stats.hsic import u_centred
 from geophone.stats.statistic import double
 
 FRACTION = 0.5
@@ -377,16 +378,10 @@ def _u_centred(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
     Raises:
         Undefined: nothing is left but rounding.
-
-    References:
-        Székely & Rizzo 2014, arXiv:1310.2926.
     """
-    n = len(gram)
-    hollow = gram.clone().fill_diagonal_(0)
-    rows = hollow.sum(1) / (n - 2)
-    found = (hollow - rows[:, None] - rows + rows.sum() / (n - 1)).fill_diagonal_(0)
+    found = u_centred(gram[None].clone())[0]
     if not float(found.square().sum()) > NOUGHT * float(gram.square().sum()):
-        raise Undefined(NO_SELF.format(n=n))
+        raise Undefined(NO_SELF.format(n=len(gram)))
     return found
 
 

@@ -228,9 +228,25 @@ def figure_robust(panels: Sequence[tuple[Spec, Rows]], series: Sequence[str], ca
     return with_legend({**figure, "title": title, "config": panels[0][0]["config"], "spacing": 18}, series, 3)
 
 
+def figure_panels(title: str, caption: str, columns: int, panels: Sequence[tuple[Spec, Rows]]) -> Spec:
+    """Panels, each with its own legend, in one figure for a paper."""
+    return {
+        "$schema": panels[0][0]["$schema"],
+        "title": heading(title, caption, size=16),
+        "columns": columns,
+        "concat": [_cell(filled(*panel)) for panel in panels],
+        "config": {**panels[0][0]["config"], "concat": {"spacing": 24}},
+    }
+
+
+def _cell(spec: Spec) -> Spec:
+    """A specification as a part of another."""
+    return {k: v for k, v in spec.items() if k not in ("config", "$schema")}
+
+
 def _beside(panels: Sequence[tuple[Spec, Rows]], most: int, y: str) -> Spec:
     """Panels in rows of at most so many; the first of a row names the y axis."""
-    cells = [{k: v for k, v in standing(spec, rows).items() if k not in ("config", "$schema")} for spec, rows in panels]
+    cells = [_cell(standing(spec, rows)) for spec, rows in panels]
     for cell in cells[::most]:
         name_y(cell, y)
     return {"columns": most, "concat": cells}

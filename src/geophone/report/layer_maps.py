@@ -1,6 +1,8 @@
 """Heat maps of how alike layers are, and what they show in numbers."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -8,7 +10,7 @@ import polars as pl
 
 from geophone.report import charts
 from geophone.report.markup import text
-from geophone.report.summary import over_networks
+from geophone.report.summary import over_seeds
 from geophone.report.words import decimal, in_255ths, measure
 
 MOST, OF_A_KIND = 40, 4
@@ -39,12 +41,11 @@ def map_rows(table: pl.DataFrame) -> pl.DataFrame:
 
 def map_panels(table: pl.DataFrame, series: Sequence[str], width: int = 210) -> list[Panel]:
     """One heat map for each series, comparison and measure: means over networks, the first layer at the lower left."""
-    if map_rows(table).is_empty():
+    rows = map_rows(table)
+    if rows.is_empty():
         return []
-    mean = (
-        map_rows(table)
-        .group_by(*_WHICH, "metric", "layer", "depth", "other", "other_depth", maintain_order=True)
-        .agg(pl.col("value").mean().round_sig_figs(4), networks=pl.col("job").n_unique())
+    mean = rows.group_by(*_WHICH, "metric", "layer", "depth", "other", "other_depth", maintain_order=True).agg(
+        pl.col("value").mean().round_sig_figs(4), networks=pl.col("job").n_unique()
     )
     metrics = mean["metric"].unique(maintain_order=True)
     groups = _ordered(mean, series).partition_by(*_WHICH, "metric", maintain_order=True)
@@ -80,21 +81,26 @@ def _panel(rows: pl.DataFrame, several: bool, width: int) -> Panel:
     first = rows.row(0, named=True)
     under = f"{first['perturbation']}{_level(first)}" + (f" ({measure(first['metric']).title})" if several else "")
     p, q = rows["depth"].n_unique(), rows["other_depth"].n_unique()
+    made = _map(p, q, first["perturbation"] == ITSELF, FURTHEST.get(first["metric"]), width)
+    spec = {**deepcopy(made), "title": {**charts.heading(str(first["series"]), under), "limit": width + 50}}
+    columns = ["series", "layer", "depth", "other", "other_depth", "value", "networks"]
+    bare = pl.lit(None, pl.Float64)  # the page's script asks every row for an interval
+    return spec, rows.select(*columns, low=bare, high=bare).to_dicts()
+
+
+@cache
+def _map(p: int, q: int, itself: bool, furthest: float | None, width: int) -> charts.Spec:
+    """The specification of a map of p layers by q. Altair takes a while for one, and maps are alike."""
     axis: dict[str, Any] = {"labelOverlap": "greedy", "ticks": False, "domain": False, "labelAngle": 0, "grid": False}
     axis["values"] = list(range(0, max(p, q), max(1, max(p, q) // 5)))
-    beside = "layer" if first["perturbation"] == ITSELF else "layer of the other"
-    furthest = FURTHEST.get(first["metric"])
     ends = [0.0, 1.0] if furthest is None else [furthest, 0.0]  # bright is alike
+    flush = alt.Scale(padding=0)
     spec = charts.styled(
         alt.Chart(alt.Data(name="rows"), width=width, height=round(width * min(2.0, p / q)))
         .mark_rect()
         .encode(
-            x=alt.X(
-                "other_depth:O",
-                scale=alt.Scale(padding=0),
-                title=beside,
-            ),
-            y=alt.Y("depth:O", scale=alt.Scale(padding=0), title="layer", sort="descending"),
+            x=alt.X("other_depth:O", scale=flush, title="layer" if itself else "layer of the other"),
+            y=alt.Y("depth:O", scale=flush, title="layer", sort="descending"),
             color=alt.Color(
                 "value:Q",
                 scale=alt.Scale(scheme="inferno", domain=ends, clamp=True),
@@ -110,25 +116,13 @@ def _panel(rows: pl.DataFrame, several: bool, width: int) -> Panel:
     )
     for name in ("x", "y"):
         spec["encoding"][name]["axis"] = axis
-    spec["title"] = {**charts.heading(str(first["series"]), under), "limit": width + 50}
-    columns = ["series", "layer", "depth", "other", "other_depth", "value", "networks"]
-    return spec, rows.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64)).select(
-        *columns, "low", "high"
-    ).to_dicts()
+    return spec
 
 
 def map_figure(panels: Sequence[Panel]) -> charts.Spec:
     """The first dozen maps in one figure for a paper: networks beside themselves come first."""
-    cells = [
-        {k: v for k, v in charts.filled(*panel).items() if k not in ("config", "$schema")} for panel in panels[:12]
-    ]
-    return {
-        "$schema": panels[0][0]["$schema"],
-        "title": charts.heading("How alike layers are", "Mean over networks; 1: alike up to rotation and scale", 16),
-        "columns": min(4, len(cells)),
-        "concat": cells,
-        "config": {**panels[0][0]["config"], "concat": {"spacing": 24}},
-    }
+    caption = "Mean over networks; 1: alike up to rotation and scale"
+    return charts.figure_panels("How alike layers are", caption, min(4, len(panels)), panels[:12])
 
 
 def depth_panels(table: pl.DataFrame, series: Sequence[str], width: int = 300) -> list[Panel]:
@@ -136,8 +130,7 @@ def depth_panels(table: pl.DataFrame, series: Sequence[str], width: int = 300) -
     rows = table.filter(pl.col("metric").is_in([SAME_LAYER, GAP]) & pl.col("value").is_not_null())
     if rows.is_empty():
         return []
-    own = rows.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))
-    mean = over_networks(own, ["perturbation", "level", "layer", "depth", "metric"])
+    mean = over_seeds(rows, ["perturbation", "level", "layer", "depth", "metric"])
     made = []
     for part in mean.partition_by("metric", "perturbation", "level", maintain_order=True)[:MOST]:
         first = part.row(0, named=True)
@@ -155,8 +148,7 @@ def scalar_table(table: pl.DataFrame, series: Sequence[str]) -> str:
     rows = table.filter(pl.col("layer").is_null() & pl.col("metric").is_in(SCALARS) & pl.col("value").is_not_null())
     if rows.is_empty():
         return ""
-    own = rows.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))
-    mean = over_networks(own, ["perturbation", "level", "metric"])
+    mean = over_seeds(rows, ["perturbation", "level", "metric"])
     present = [name for name in SCALARS if name in mean["metric"]]
     head = "".join(f'<th class="number">{text(measure(name).title)}</th>' for name in present)
     lines = []

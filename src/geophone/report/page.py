@@ -14,7 +14,7 @@ from geophone.relate import SAME_SIDE, UNDEFINED, geometry_measures, robustness_
 from geophone.report import charts
 from geophone.report.answer import answer, headline, relation_text
 from geophone.report.findings import Findings
-from geophone.report.layer_maps import depth_panels, map_panels, scalar_table
+from geophone.report.layer_maps import depth_panels, map_panels, map_rows, scalar_table
 from geophone.report.markup import count, legend, select, text
 from geophone.report.panels import (
     accuracy_groups,
@@ -217,9 +217,8 @@ def _maps(found: Findings, specs: dict[str, Any]) -> str:
     maps = "".join(f'<div class="chart" id="map-{place}"></div>' for place in range(len(panels)))
     curves = "".join(f'<div class="chart" id="depth-{place}"></div>' for place in range(len(lines)))
     drawn = f'{legend(found.series)}<div class="panels in-3">{curves}</div>\n' if lines else ""
-    total = found.maps.filter(pl.col("other_depth").is_not_null() & pl.col("layer").is_not_null())
-    count_all = total.select("series", "perturbation", "level").unique().height
-    rest = f" {count_all - len(panels)} more are in the table." if count_all > len(panels) else ""
+    every = map_rows(found.maps).select("series", "perturbation", "level", "metric").unique().height
+    rest = f" {every - len(panels)} more are in the table." if every > len(panels) else ""
     return (
         '<section id="maps"><h2>Layers beside layers</h2>\n'
         '<p class="caption">Every layer with every layer, in the order of execution from the lower left. Bright: '

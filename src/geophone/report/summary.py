@@ -185,6 +185,12 @@ def over_networks(rows: pl.DataFrame, where: list[str]) -> pl.DataFrame:
     return grouped.select("series", *where, "value", "low", "high", "networks")
 
 
+def over_seeds(rows: pl.DataFrame, where: list[str]) -> pl.DataFrame:
+    """As `over_networks`, with intervals of the spread over seeds alone: the rows' own do not count."""
+    own = pl.lit(None, pl.Float64)
+    return over_networks(rows.with_columns(low=own, high=own), where)
+
+
 def series_order(table: pl.DataFrame) -> list[str]:
     """The series: `Standard` first, then by name, with numbers in a name by their size (alpha=-2 before alpha=-1)."""
     return sorted(table["series"].unique().to_list(), key=_place)

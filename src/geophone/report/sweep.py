@@ -11,7 +11,7 @@ import polars as pl
 
 from geophone.report import charts
 from geophone.report.markup import text
-from geophone.report.summary import over_networks
+from geophone.report.summary import over_seeds
 from geophone.report.words import in_255ths, measure
 from geophone.scores import type_of
 
@@ -91,7 +91,7 @@ def sweep_figures(sweep: Sweep) -> dict[str, charts.Spec]:
         "sweep_networks": ("Beside a plain network, by layer", MEANS, 2, _beside(sweep)),
     }
     return {
-        name: _figure(title, caption, columns, kept)
+        name: charts.figure_panels(title, caption, columns, kept)
         for name, (title, caption, columns, some) in made.items()
         if (kept := [panel for panel in some if panel])
     }
@@ -112,17 +112,6 @@ def sweep_section(table: pl.DataFrame) -> str:
         f'<p class="caption">Recipes that differ in {text(sweep.name)} alone; Standard is 0. The same figures lie in '
         f"the folder figures/.</p>\n{pictures}</section>"
     )
-
-
-def _figure(title: str, caption: str, columns: int, panels: list[Panel]) -> charts.Spec:
-    cells = [{k: v for k, v in charts.filled(*panel).items() if k not in ("config", "$schema")} for panel in panels]
-    return {
-        "$schema": panels[0][0]["$schema"],
-        "title": charts.heading(title, caption, size=16),
-        "columns": columns,
-        "concat": cells,
-        "config": {**panels[0][0]["config"], "concat": {"spacing": 24}},
-    }
 
 
 def _scatter(sweep: Sweep) -> Panel | None:
@@ -281,10 +270,9 @@ def _lines(sweep: Sweep, rows: pl.DataFrame, x: alt.X, place: str, title: str, f
 
 
 def _over_seeds(rows: pl.DataFrame, where: Sequence[str] = ()) -> charts.Rows:
-    """Mean over networks with its interval, for each value of the number: see `over_networks`."""
-    own = pl.lit(None, pl.Float64)
-    series = rows.with_columns(series=pl.col("swept").cast(pl.String), low=own, high=own)
-    made = over_networks(series, [*where, "metric"]).with_columns(swept=pl.col("series").cast(pl.Float64))
+    """Mean over networks with its interval, for each value of the number: see `over_seeds`."""
+    series = rows.with_columns(series=pl.col("swept").cast(pl.String))
+    made = over_seeds(series, [*where, "metric"]).with_columns(swept=pl.col("series").cast(pl.Float64))
     return made.sort("swept", *where).select("swept", *where, "value", "low", "high").to_dicts()
 
 

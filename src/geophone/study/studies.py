@@ -125,51 +125,6 @@ class Sized:
         return self.seeds if self.seeds is not None else tuple(range(self.setting["seeds"]))
 
 
-@study("demo")
-@dataclass(frozen=True)
-class Demo:
-    """The whole instrument in a few minutes: seven recipes, noise, corruptions and attacks, on real images.
-
-    Sizes: `demo` takes minutes on two cores (2 seeds), `small` about an hour (5 seeds, more images and finer levels),
-    `full` the whole of Fashion-MNIST with ResNet20 (10 seeds; best on a GPU).
-    """
-
-    question: ClassVar[str] = (
-        "Do networks whose inner geometry differs (class selectivity, dimensionality) differ in robustness too?"
-    )
-    size: str = "demo"
-    seeds: tuple[int, ...] | None = None
-
-    RECIPES: ClassVar[tuple[str, ...]] = (
-        "Standard",
-        "SelectivityRegularised(alpha=-2)",
-        "SelectivityRegularised(alpha=-1)",
-        "SelectivityRegularised(alpha=1)",
-        "SelectivityRegularised(alpha=2)",
-        "NoiseAugmented(std=0.2)",
-    )
-
-    def jobs(self) -> Sequence[Job]:
-        """Every recipe with every seed; all recipes of a seed before the next seed."""
-        setting = _DEMO[self.size]
-        seeds = self.seeds if self.seeds is not None else tuple(range(setting["seeds"]))
-        recipes = (*self.RECIPES, setting["adversarial"])
-        return [
-            Job(
-                dataset=setting["dataset"],
-                model=setting["model"],
-                recipe=recipe,
-                seed=seed,
-                training=setting["training"],
-                perturbations=setting["perturbations"],
-                images=setting["images"],
-                curves=setting["curves"],
-            )
-            for seed in seeds
-            for recipe in recipes
-        ]
-
-
 _NOISE = ("GaussianNoise", "UniformNoise", "SaltAndPepper")
 CORRUPTIONS = tuple(name for group in GROUPS.values() for name in group)
 
@@ -209,3 +164,45 @@ _DEMO: dict[str, dict[str, Any]] = {
         "curves": ("LinfAPGD", "L2APGD", "LinfSquare"),
     },
 }
+
+
+@study("demo")
+@dataclass(frozen=True)
+class Demo(Sized):
+    """The whole instrument in a few minutes: seven recipes, noise, corruptions and attacks, on real images.
+
+    Sizes: `demo` takes minutes on two cores (2 seeds), `small` about an hour (5 seeds, more images and finer levels),
+    `full` the whole of Fashion-MNIST with ResNet20 (10 seeds; best on a GPU).
+    """
+
+    question: ClassVar[str] = (
+        "Do networks whose inner geometry differs (class selectivity, dimensionality) differ in robustness too?"
+    )
+    settings: ClassVar[dict[str, dict[str, Any]]] = _DEMO
+    RECIPES: ClassVar[tuple[str, ...]] = (
+        "Standard",
+        "SelectivityRegularised(alpha=-2)",
+        "SelectivityRegularised(alpha=-1)",
+        "SelectivityRegularised(alpha=1)",
+        "SelectivityRegularised(alpha=2)",
+        "NoiseAugmented(std=0.2)",
+    )
+
+    def jobs(self) -> Sequence[Job]:
+        """Every recipe with every seed; all recipes of a seed before the next seed."""
+        setting = self.setting
+        recipes = (*self.RECIPES, setting["adversarial"])
+        return [
+            Job(
+                dataset=setting["dataset"],
+                model=setting["model"],
+                recipe=recipe,
+                seed=seed,
+                training=setting["training"],
+                perturbations=setting["perturbations"],
+                images=setting["images"],
+                curves=setting["curves"],
+            )
+            for seed in self.seen
+            for recipe in recipes
+        ]

@@ -145,8 +145,8 @@ def _selectivity(sweep: Sweep) -> list[Panel | None]:
 def _corruption(sweep: Sweep) -> list[Panel | None]:
     """Mean over types and severities, plain and over clean accuracy, against the number."""
     accuracy = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy"))
-    per_type = accuracy.filter(pl.col("family") == "corruption").group_by(*NETWORK, "perturbation")
-    mean = per_type.agg(pl.col("value").mean()).group_by(NETWORK).agg(pl.col("value").mean())
+    per_type = accuracy.filter(pl.col("family") == "corruption").group_by(*NETWORK, "perturbation", maintain_order=True)
+    mean = per_type.agg(pl.col("value").mean()).group_by(NETWORK, maintain_order=True).agg(pl.col("value").mean())
     clean = accuracy.filter(pl.col("family") == "clean").select("job", clean="value")
     relative = mean.join(clean, on="job")
     relative = relative.with_columns(value=pl.col("value") / pl.col("clean"), metric=pl.lit("accuracy_relative"))
@@ -155,7 +155,7 @@ def _corruption(sweep: Sweep) -> list[Panel | None]:
 
 def _types(sweep: Sweep) -> list[Panel | None]:
     rows = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy") & (pl.col("family") == "corruption"))
-    mean = rows.group_by(*NETWORK, "perturbation").agg(pl.col("value").mean())
+    mean = rows.group_by(*NETWORK, "perturbation", maintain_order=True).agg(pl.col("value").mean())
     names = rows["perturbation"].unique().sort()
     parts = ((name, mean.filter(pl.col("perturbation") == name)) for name in names)
     return [_over_number(sweep, part, type_of(name) or name, width=130) for name, part in parts]
@@ -215,8 +215,8 @@ def _profile(
     if rows.is_empty():
         return None
     keys = [*NETWORK, "layer", "depth"]
-    rows = rows.group_by(*keys, "perturbation").agg(pl.col("value").mean())
-    rows = rows.group_by(keys).agg(pl.col("value").mean())
+    rows = rows.group_by(*keys, "perturbation", maintain_order=True).agg(pl.col("value").mean())
+    rows = rows.group_by(keys, maintain_order=True).agg(pl.col("value").mean())
     depths = rows["depth"].unique().sort().to_list()
     x = alt.X("depth:Q", title="layer", axis=alt.Axis(values=depths, format="d"), scale=alt.Scale(nice=False))
     return _lines(sweep, rows, x, "depth", title, ".3~f", share)

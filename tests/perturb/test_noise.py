@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from geophone.perturb import GaussianNoise, SaltAndPepper, UniformNoise
+from geophone.perturb import GaussianNoise, RandomSign, SaltAndPepper, UniformNoise
 from geophone.rng import draws
 
 SHAPE = (64, 3, 32, 32)
@@ -47,6 +47,13 @@ def is_salt_and_pepper(perturbation: Any) -> None:
         assert abs((out == value).double().mean().item() - share) <= 5 * deviation
 
 
+def is_random_sign(perturbation: Any) -> None:
+    change = shake(perturbation) - GREY
+    assert torch.allclose(change.abs(), torch.full_like(change, perturbation.eps), rtol=0, atol=1e-12)  # rounding
+    # The share of a fair coin's heads has the deviation 1/(2√n).
+    assert abs((change > 0).double().mean().item() - 0.5) <= 5 / (2 * math.sqrt(SIZE))
+
+
 def values_are_independent(perturbation: Any) -> None:
     """Neighbours in every axis (images, channels, rows, columns) are uncorrelated: |r| below 5/√n."""
     noise = shake(perturbation) - GREY
@@ -72,7 +79,12 @@ def test_salt_and_pepper(amount: float) -> None:
     is_salt_and_pepper(SaltAndPepper(amount=amount))
 
 
-@pytest.mark.parametrize("noise", [GaussianNoise(std=0.05), UniformNoise(), SaltAndPepper()], ids=repr)
+@pytest.mark.parametrize("eps", [8 / 255, 0.5])
+def test_random_sign(eps: float) -> None:
+    is_random_sign(RandomSign(eps=eps))
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(std=0.05), UniformNoise(), SaltAndPepper(), RandomSign()], ids=repr)
 def test_values_are_independent(noise: Any) -> None:
     values_are_independent(noise)
 
@@ -85,7 +97,7 @@ def test_a_larger_amount_hits_what_a_smaller_one_hits(one: float, other: float) 
     assert torch.equal(more[less != GREY], less[less != GREY])
 
 
-@given(st.floats(0, 1), st.sampled_from([GaussianNoise, UniformNoise]))
+@given(st.floats(0, 1), st.sampled_from([GaussianNoise, UniformNoise, RandomSign]))
 @settings(deadline=None, max_examples=25, derandomize=True)
 def test_noise_scales_with_its_level(level: float, kind: type) -> None:
     """Twice the level is twice the same noise, where nothing is clipped: 1e-12 is rounding in float64."""
@@ -114,6 +126,13 @@ class SaltOnly(SaltAndPepper):
 
 
 @dataclass(frozen=True)
+class MoreUpThanDown(RandomSign):
+    def __call__(self, x, y, model, rng):
+        up = rng.uniform("noise", *x.shape[1:]) < 0.52
+        return torch.where(up, x + self.eps, x - self.eps).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class SameInEveryChannel(GaussianNoise):
     def __call__(self, x, y, model, rng):
         return (x + self.std * rng.normal("noise", 1, *x.shape[2:])).clamp(0, 1)
@@ -125,6 +144,7 @@ class SameInEveryChannel(GaussianNoise):
         (is_gaussian, GaussianOfVariance(std=0.05)),
         (is_uniform, UniformOfFullWidth()),
         (is_salt_and_pepper, SaltOnly()),
+        (is_random_sign, MoreUpThanDown()),
         (values_are_independent, SameInEveryChannel(std=0.05)),
     ],
 )

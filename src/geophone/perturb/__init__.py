@@ -6,7 +6,7 @@ the same for every model. `grid("noise, LinfPGD(steps=20)")` makes perturbations
 
 # isort: off
 # They are listed in the order in which they are registered here.
-from geophone.perturb.noise import GaussianNoise, SaltAndPepper, UniformNoise
+from geophone.perturb.noise import GaussianNoise, RandomSign, SaltAndPepper, UniformNoise
 from geophone.perturb.corruptions import *  # noqa: F403
 from geophone.perturb.attacks import *  # noqa: F403
 from geophone.perturb.matched import MatchedL2
@@ -19,6 +19,7 @@ from geophone.perturb.grids import at_level, grid
 __all__ = [
     "GaussianNoise",
     "MatchedL2",
+    "RandomSign",
     "SaltAndPepper",
     "UniformNoise",
     "at_level",

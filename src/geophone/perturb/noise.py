@@ -86,3 +86,32 @@ class SaltAndPepper:
         u = rng.uniform("noise", *x.shape[1:])
         peppered = torch.where(u < self.amount / 2, 0, x)
         return torch.where(u >= 1 - self.amount / 2, 1, peppered).clamp(0, 1)
+
+
+@PERTURBATIONS.register
+@dataclass(frozen=True)
+class RandomSign:
+    """A random corner of the l∞ ball: x' = clip(x + eps·s, 0, 1), each s 1 or −1 with probability ½.
+
+    What a signed attack does without knowing the network: the same size in l∞, the directions by chance.
+
+    Attributes:
+        eps: Size of every value's change before clipping, in the units of x; at least 0.
+
+    References:
+        The random control of Dapello et al. 2021, arXiv:2111.06979, in their published code.
+    """
+
+    eps: float = 8 / 255
+    level: ClassVar[str] = "eps"
+    levels: ClassVar[tuple[float, ...]] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    family: ClassVar[str] = "noise"
+
+    def __post_init__(self) -> None:
+        check_number(self, "eps", 0.0)
+
+    def __call__(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """Noisy images, of the shape and dtype of x."""
+        check_batch(x, y, rng)
+        up = rng.uniform("noise", *x.shape[1:]) < 0.5
+        return torch.where(up, x + self.eps, x - self.eps).clamp(0, 1)

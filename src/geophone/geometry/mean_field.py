@@ -1,0 +1,311 @@
+"""Mean-field analysis of manifolds: how many a linear readout can tell apart, and what of their shape decides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from geophone.errors import GeophoneError, unknown
+from geophone.geometry.clouds import as_clouds, projected
+from geophone.geometry.low_rank import fit_directions
+from geophone.geometry.nnls import Cones, project_all
+from geophone.rng import stream
+
+MODES = ("default", "reference")
+
+VANISHED = 1e-10
+"""A centre shorter than this, relative to the centres' typical length, is no centre."""
+
+INTERIOR = 1e-8
+"""A step from t to its program's answer shorter than this is none: t was in the interior of the margin."""
+
+
+@dataclass(frozen=True)
+class ManifoldGeometry:
+    """What `manifold_geometry` found.
+
+    Attributes:
+        capacity: α, manifolds per feature that can be separated: the harmonic mean over manifolds. In [0, 2] at κ = 0.
+        radius: R, the mean over manifolds of their radius, in units of their centre's length.
+        dimension: D, the mean over manifolds of their dimension.
+        capacity_se: Standard error over the samples t; likewise the next two.
+        radius_se: See above.
+        dimension_se: See above.
+        center_correlation: Mean |cos| between manifolds' centres, in [0, 1].
+        k: Shared directions of the centres that were taken away.
+        floor: 2/M, the capacity of M points in as many directions of many: what is near it says nothing but M.
+        capacities: Of each manifold, `[P]`; likewise the next two.
+        radii: See above.
+        dimensions: See above.
+        kkt_residual: The largest relative KKT residual of all programs.
+        residual_correlations: Mean |cos| of the centres without k directions, for k = 0, 1, …; empty if these were
+            given.
+        features: How many features were read.
+        ambient: How many there were before a random projection.
+        points: Points of each manifold.
+        kappa: The margin.
+        n_t: Samples of t for each manifold.
+        mode: "default" or "reference".
+        weights: For each manifold `[n_t, m]`, rows of sum 1: the anchor point of each sample as a mean of the
+            manifold's points; empty unless asked for.
+    """
+
+    capacity: float
+    radius: float
+    dimension: float
+    capacity_se: float
+    radius_se: float
+    dimension_se: float
+    center_correlation: float
+    k: int
+    floor: float
+    capacities: Float[Tensor, " p"]
+    radii: Float[Tensor, " p"]
+    dimensions: Float[Tensor, " p"]
+    kkt_residual: float
+    residual_correlations: tuple[float, ...]
+    features: int
+    ambient: int
+    points: tuple[int, ...]
+    kappa: float
+    n_t: int
+    mode: str
+    weights: tuple[Float[Tensor, "n_t m"], ...] = ()
+
+    def __str__(self) -> str:
+        sizes = sorted(set(self.points))
+        many = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        reduced = f" (of {self.ambient})" if self.ambient != self.features else ""
+        return (
+            f"capacity {self.capacity:.4f} ± {self.capacity_se:.4f} (floor {self.floor:.4f})\n"
+            f"radius {self.radius:.4f} ± {self.radius_se:.4f}, "
+            f"dimension {self.dimension:.2f} ± {self.dimension_se:.2f}\n"
+            f"centre correlation {self.center_correlation:.4f}, {self.k} shared directions removed\n"
+            f"{len(self.points)} manifolds of {many} points in {self.features} features{reduced}, κ = {self.kappa:g}"
+        )
+
+
+def manifold_geometry(
+    manifolds: Sequence[Any],
+    *,
+    mode: str = "default",
+    kappa: float = 0.0,
+    n_t: int = 300,
+    n_reps: int = 10,
+    max_features: int | None = None,
+    seed: int = 0,
+    basis: Any = None,
+    samples: Sequence[Any] | None = None,
+    anchors: bool = False,
+) -> ManifoldGeometry:
+    """Capacity, radius and dimension of point-cloud manifolds by mean-field theory.
+
+    Manifolds are shifted by the mean of their centres, and the directions that the centres share are taken away (see
+    `geophone.geometry.low_rank.fit_directions`). In units of its centre's length a manifold's points are then s_i, with
+    a last coordinate 1 along the centre. For t ~ N(0, I),
+
+        V(t) = argmin |v − t|²  with  v·s_i + κ ≤ 0 for all i,     s̃ = (t − V) / (t − V)_last  the anchor point,
+        1/α_μ = ⟨ max(t·s̃ + κ, 0)² / |s̃|² ⟩,    R_μ² = ⟨ |s̃ − ⟨s̃⟩|² ⟩,    D_μ = D ⟨ cos(t, s̃) ⟩²  off the centre,
+
+    with D the dimensions of the manifold; where t violates no constraint, the anchor is the point with the largest
+    t·s_i. α = P / Σ 1/α_μ; R and D are means. Capacity is bounded by the sample: m points of a manifold of many
+    dimensions have 2/m, the floor that is printed beside every capacity. Cost O(P m² d + P n_t m a), a the points in an anchor.
+
+    Args:
+        manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds.
+        mode: "default": any P from 2; the mean of centres is taken off; as few directions as none are taken away, the
+            fit of lowest cost counts, and D is the rank of the manifold's points. "reference": as the public Python
+            code does, with its definitions (specification §1): the mean of all points is taken off, one direction is
+            taken away at least, the most stable fit counts, and D = min(d, m).
+        kappa: The margin, at least 0.
+        n_t: Samples of t for each manifold.
+        n_reps: Starts of each fit of shared directions (10 in the public code, 1 in its `analyze`).
+        max_features: More features than these are projected to so many random directions; default all are read.
+        seed: Keys the samples, the starts and the projection, each a stream of its own.
+        basis: The shared directions, `[d, k]`, orthonormal, in place of a fit.
+        samples: t for each manifold, `[D_μ + 1, n_t]`, the centre's direction last, in place of drawn ones. They refer
+            to a basis of the points: in reference mode that of the R factor of their QR decomposition.
+        anchors: Whether to return the anchor points.
+
+    Raises:
+        GeophoneError: fewer than two manifolds, NaN, κ < 0, a manifold whose centre vanishes, as with one feature when
+            directions are taken away; and what `as_clouds` says.
+
+    References:
+        Chung, Lee & Sompolinsky 2018, arXiv:1710.06487; Cohen et al. 2020, doi:10.1038/s41467-020-14578-5;
+        Stephenson et al. 2019, arXiv:2003.01262.
+
+    >>> print(manifold_geometry([torch.randn(50, 500) + 3 * torch.randn(500) for _ in range(10)]))
+    """
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if not 0 <= kappa < float("inf"):
+        raise GeophoneError(f"kappa={kappa}: a margin is a finite number of at least 0.")
+    for name, count in (("n_t", n_t), ("n_reps", n_reps), ("max_features", max_features)):
+        if count is not None and count < 1:
+            raise GeophoneError(f"{name}={count}: give a whole number of at least 1.")
+    published = mode == "reference"
+    clouds = as_clouds(manifolds)
+    device, ambient = clouds[0].device, clouds[0].shape[1]
+    if max_features is not None and max_features < ambient:
+        clouds = projected(clouds, max_features, seed)
+    d = clouds[0].shape[1]
+    means = torch.stack([cloud.mean(0) for cloud in clouds])
+    middle = torch.cat(clouds).mean(0) if published else means.mean(0)
+    residuals: tuple[float, ...] = ()
+    if basis is None:
+        fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
+        away, residuals = torch.from_numpy(fit.basis).to(device), fit.residuals
+    else:
+        away = torch.as_tensor(basis, dtype=torch.float64, device=device).reshape(d, -1)
+    correlation = residuals[0] if residuals else _mean_cosine(means - means.mean(0))
+    centers = means - middle
+    centers = centers - (centers @ away) @ away.T
+    lengths = centers.norm(dim=1)
+    typical = (means - middle).square().sum(1).mean().sqrt()
+    if bool((vanished := ~(lengths > VANISHED * typical)).any()):
+        one = int(vanished.nonzero()[0])
+        raise GeophoneError(
+            f"manifold {one}: nothing is left of its centre once the mean of all centres and {away.shape[1]} shared "
+            "directions are taken off, and capacity is measured in its length. Use more manifolds or features, or "
+            "take out manifolds that coincide."
+        )
+    reduce = _by_qr if published else _by_rank
+    spread = [(cloud - mean) / length for cloud, mean, length in zip(clouds, means, lengths, strict=True)]
+    shapes = [
+        reduce(points, away, float((mean.norm() + typical) / length))
+        for points, mean, length in zip(spread, means, lengths, strict=True)
+    ]
+    generators = [torch.cat([shape, shape.new_ones(1, shape.shape[1])]) for shape in shapes]
+    if samples is None:
+        ts = [_drawn(len(s), n_t, seed, i).to(device) for i, s in enumerate(generators)]
+    else:
+        ts = [_given(t, s, i) for i, (t, s) in enumerate(zip(samples, generators, strict=True))]
+    shifted = [torch.cat([t[:, :-1], t[:, -1:] + kappa], dim=1) for t in ts]
+    cones = project_all(generators, shifted)
+    each = [_Manifold.of(*parts, kappa) for parts in zip(generators, ts, cones, strict=True)]
+    inverse = torch.stack([one.inverse for one in each])
+    count = len(ts[0])
+    return ManifoldGeometry(
+        capacity=float(1 / inverse.mean()),
+        radius=_mean([one.radius for one in each]),
+        dimension=_mean([one.dimension for one in each]),
+        capacity_se=float(inverse.mean() ** -2 * torch.stack([one.inverse_se for one in each]).norm() / len(each)),
+        radius_se=float(torch.stack([one.radius_se for one in each]).norm() / len(each)),
+        dimension_se=float(torch.stack([one.dimension_se for one in each]).norm() / len(each)),
+        center_correlation=correlation,
+        k=away.shape[1],
+        floor=2 * len(clouds) / sum(len(cloud) for cloud in clouds),
+        capacities=(1 / inverse).cpu(),
+        radii=torch.stack([one.radius for one in each]).cpu(),
+        dimensions=torch.stack([one.dimension for one in each]).cpu(),
+        kkt_residual=max(float(cone.residual.max()) for cone in cones),
+        residual_correlations=residuals,
+        features=d,
+        ambient=ambient,
+        points=tuple(len(cloud) for cloud in clouds),
+        kappa=kappa,
+        n_t=count,
+        mode=mode,
+        weights=tuple(one.weights.cpu() for one in each) if anchors else (),
+    )
+
+
+@dataclass(frozen=True)
+class _Manifold:
+    """One manifold's numbers, each with its standard error over samples."""
+
+    inverse: Tensor
+    radius: Tensor
+    dimension: Tensor
+    inverse_se: Tensor
+    radius_se: Tensor
+    dimension_se: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, s: Float[Tensor, "r m"], t: Float[Tensor, "q r"], cone: Cones, kappa: float) -> "_Manifold":
+        """From generators, samples and the projections' multipliers."""
+        total = cone.z.sum(1)
+        outward = cone.z @ s.T
+        inside = outward.norm(dim=1) < INTERIOR
+        furthest = torch.nn.functional.one_hot((t @ s).argmax(1), s.shape[1]).to(s.dtype)
+        weights = torch.where(inside[:, None], furthest, cone.z / torch.where(inside, 1, total)[:, None])
+        anchor = weights @ s.T
+        reach = ((t * anchor).sum(1) + kappa).clamp(min=0).square() / anchor.square().sum(1)
+        off = anchor[:, :-1]
+        far = (off - off.mean(0)).square().sum(1)
+        around = t[:, :-1]
+        norms = around.norm(dim=1) * (off.square().sum(1) + 1e-12).sqrt()
+        cosine = (around * off).sum(1) / norms.clamp(min=torch.finfo(s.dtype).tiny)
+        d = s.shape[0] - 1
+        radius = far.mean().sqrt()
+        error = sqrt(len(t))
+        return cls(
+            inverse=reach.mean(),
+            radius=radius,
+            dimension=d * cosine.mean() ** 2,
+            inverse_se=_std(reach) / error,
+            radius_se=_std(far) / error / (2 * radius.clamp(min=torch.finfo(s.dtype).tiny)),
+            dimension_se=2 * d * cosine.mean().abs() * _std(cosine) / error,
+            weights=weights,
+        )
+
+
+def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:
+    """Centred points without some directions, in a basis of as many dimensions as they have.
+
+    The basis is that of the Gram matrix's eigenvectors, each turned so that the third moment along it is positive: so
+    it is the same after a rotation of the features and in any order of the points. `magnitude` is the points' distance
+    from the origin before they were centred, which limits what of them is more than rounding.
+    """
+    along = points @ away
+    gram = points @ points.T - along @ along.T
+    values, vectors = torch.linalg.eigh(gram)
+    m, eps = len(points), torch.finfo(gram.dtype).eps
+    kept = values > max(4 * m * eps * float(values[-1]), m * (4 * eps * magnitude) ** 2)
+    values, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
+    vectors = vectors * torch.where((vectors**3).sum(0) < 0, -1.0, 1.0)
+    return values.sqrt()[:, None] * vectors.T
+
+
+def _by_qr(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:
+    """Centred points without some directions, in min(d, m) dimensions: the R factor where there are fewer points."""
+    m, d = points.shape
+    left = (points - (points @ away) @ away.T).T
+    return left if d <= m else torch.linalg.qr(left, mode="r").R
+
+
+def _drawn(r: int, n_t: int, seed: int, manifold: int) -> Float[Tensor, "n_t r"]:
+    """Samples of t.
+
+    Coordinates are drawn one after the other, the centre's first, so that manifolds of other
+    dimensions, as in another layer, share most of them.
+    """
+    t = torch.randn(r, n_t, generator=stream(seed, "t", manifold), dtype=torch.float64)
+    return t.roll(-1, 0).T.contiguous()
+
+
+def _given(t: Any, s: Float[Tensor, "r m"], manifold: int) -> Float[Tensor, "n_t r"]:
+    given = torch.as_tensor(t, dtype=torch.float64, device=s.device)
+    if given.ndim != 2 or len(given) != len(s):
+        raise GeophoneError(f"samples of manifold {manifold} have the shape {list(given.shape)}, not [{len(s)}, n_t].")
+    return given.T.contiguous()
+
+
+def _mean_cosine(x: Float[Tensor, "p d"]) -> float:
+    unit = torch.nn.functional.normalize(x, dim=1)
+    cosine = (unit @ unit.T).abs()
+    return float((cosine.sum() - cosine.trace()) / (len(x) * (len(x) - 1)))
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack(values).mean())
+
+
+def _std(values: Float[Tensor, " q"]) -> Tensor:
+    return values.std() if len(values) > 1 else values.new_full((), float("nan"))

@@ -1,0 +1,473 @@
+"""Capacity of manifolds that are told apart together, and the effective geometry that sets it (GLUE)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numba import njit
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dpstrf
+from scipy.optimize import nnls
+from torch import Tensor
+
+from geophone.errors import GeophoneError, unknown
+from geophone.geometry.active_set import enter, settle
+from geophone.geometry.clouds import as_clouds
+from geophone.geometry.nnls import ACCEPTED, in_threads
+from geophone.rng import stream
+
+MEASURES = (
+    "capacity",
+    "dimension",
+    "radius",
+    "utility",
+    "center_alignment",
+    "axis_alignment",
+    "center_axis_alignment",
+)
+ENSEMBLES = ("balanced", "one_vs_rest")
+
+RANK = 1e-10
+"""Of matrices of inner products between unit anchors: eigenvalues below this share of the largest count as 0."""
+
+_TOLERANCE = 1e-12  # of a slope, for points of length 1, relative to the largest at 0
+_CHUNK = 2**24  # numbers in the anchors that are held at once
+
+
+@dataclass(frozen=True)
+class Glue:
+    """What `glue` found; its docstring has the formulas.
+
+    Attributes:
+        capacity: Manifolds per feature at which a random dichotomy of the ensemble stops being separable.
+        dimension: Effective dimension; None where anchors do not vary.
+        radius: Effective radius, relative to the anchors' centres; None where anchors do not vary.
+        utility: Effective utility, at least 0; near 1 where labels and the other manifolds cost nothing. Above 1 is
+            possible where few manifolds have correlated centres, as after `center`.
+        center_alignment: Mean |⟨s0_μ, s0_ν⟩|, in squared units of the features.
+        axis_alignment: Mean E|⟨s1_μ, s1_ν⟩|, in squared units of the features.
+        center_axis_alignment: Mean E|⟨s0_μ, s1_ν⟩|, in squared units of the features.
+        standard_errors: Of each measure that is not None, over the samples, by the jackknife.
+        p: Number of manifolds.
+        n_t: Number of samples.
+        rank: Dimensions that the points span; capacity is at least p/rank in expectation.
+        floor: Capacity of as many points without any structure, in general position: p / min(n/2, rank), n in all.
+        residual: Largest relative KKT residual of all programs.
+        weights: Where asked for: of each manifold the anchors' convex weights, `[n_t, m]`, all 0 in samples where it
+            has no anchor. `weights[i] @ cloud` are the anchors.
+    """
+
+    capacity: float
+    dimension: float | None
+    radius: float | None
+    utility: float
+    center_alignment: float
+    axis_alignment: float
+    center_axis_alignment: float
+    standard_errors: Mapping[str, float]
+    p: int
+    n_t: int
+    rank: int
+    floor: float
+    residual: float
+    weights: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GluePairs:
+    """What `glue` found for pairs of manifolds.
+
+    Attributes:
+        pairs: Which two, by their place in the list.
+        each: What was found, in the same order.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    each: tuple[Glue, ...]
+
+    def mean(self, measure: str) -> float | None:
+        """Mean of a measure over the pairs that have it; None if none has."""
+        values = self._values(measure)
+        return sum(values) / len(values) if values else None
+
+    def standard_error(self, measure: str) -> float | None:
+        """Of that mean, over the samples: pairs draw theirs independently. It says nothing of other manifolds."""
+        if not (values := self._values(measure)):
+            return None
+        errors = [one.standard_errors[measure] for one in self.each if measure in one.standard_errors]
+        return sum(error**2 for error in errors) ** 0.5 / len(values)
+
+    def _values(self, measure: str) -> list[float]:
+        if measure not in MEASURES:
+            raise unknown("measure", measure, MEASURES)
+        return [value for one in self.each if (value := getattr(one, measure)) is not None]
+
+
+def glue(
+    manifolds: Sequence[Any],
+    *,
+    dichotomies: str | Any = "balanced",
+    n_t: int = 200,
+    center: bool = True,
+    anchors: bool = False,
+    seed: int = 0,
+) -> Glue:
+    """Capacity, effective dimension, radius and utility of manifolds under the labels of an ensemble.
+
+    A sample is t ~ N(0, I) and labels y ∈ {±1}^P. The points z of all manifolds, times y_μ, span a cone; t is projected
+    onto it,
+
+        Π t = Σ_μ y_μ Σ_i λ_μi z_μi,  λ = argmin_{λ ≥ 0} |Π t − t|²,
+
+    an anchor is s_μ = Σ_i λ_μi z_μi / Σ_i λ_μi (0 where all λ_μi are 0), S the matrix of a sample's anchors, S0 its
+    mean over samples and S1 = S − S0. With
+
+        a = |Π t|² = (St)ᵀ(SSᵀ)†(St),  b = (S1t)ᵀ(S1S1ᵀ)†(S1t),  c = (S1t)ᵀ(S0S0ᵀ + S1S1ᵀ)†(S1t)
+
+    the measures are capacity P/E[a], dimension E[b]/P, radius √(E[c]/E[b − c]), utility E[c]/E[a]; exactly
+
+        capacity = utility · (1 + radius⁻²) / dimension.
+
+    Alignments are means over μ ≠ ν of |⟨s0_μ, s0_ν⟩|, E|⟨s1_μ, s1_ν⟩| and E|⟨s0_μ, s1_ν⟩|, absolute and not divided by
+    the anchors' lengths, so they change with the features' scale. [2nd]: the formulas of this paragraph and of b, c and
+    the utility are second-hand, not checked against the papers. The hyperplanes have no bias: a mean that all points
+    share acts as one, so the answer depends on `center`.
+
+    The programs are solved exactly, from the points' Gram matrix: O(n²) memory for n points, whatever the number of
+    features. t is drawn in a basis of the points' span, which has the same law, so rotating the features or adding
+    features that are 0 changes nothing. Where points of different manifolds are linearly dependent so that λ is not
+    unique, capacity is exact, but how it divides into the others depends on the solution that is found.
+
+    Args:
+        manifolds: P ≥ 2 arrays `[m, d]`; m may differ.
+        dichotomies: "balanced" (⌊P/2⌋ manifolds, drawn anew for each sample, against the rest), "one_vs_rest" (each
+            manifold against the rest in turn), or rows of ±1, `[n_y, P]`, taken in turn.
+        n_t: Number of samples.
+        center: Whether to subtract the mean of all points.
+        anchors: Whether to keep the anchors' weights.
+        seed: Of t and the labels, which have streams of their own.
+
+    Raises:
+        GeophoneError: unusable clouds, fewer than two samples, labels that are not ±1, or points that are all equal
+            (with `center`) or all 0.
+
+    References:
+        Chou, Kim, Arend, Yang, Mensh, Slatton, Wakhloo, Shim, Perich & Chung 2024, bioRxiv 2024.02.26.582157;
+        Wakhloo, Sussman & Chung 2023, doi:10.1103/PhysRevLett.131.027301.
+    """
+    clouds = [cloud.cpu() for cloud in as_clouds(manifolds)]
+    signs = _signs(dichotomies, len(clouds), _samples(n_t), seed)
+    points = torch.cat(clouds)
+    if center:
+        points = points - points.mean(0)
+    return _glue(points @ points.T, [len(cloud) for cloud in clouds], signs, anchors, (seed,))
+
+
+def glue_pairs(
+    manifolds: Sequence[Any],
+    *,
+    dichotomies: str | Any = "balanced",
+    n_t: int = 200,
+    center: bool = True,
+    seed: int = 0,
+    most: int | None = None,
+) -> GluePairs:
+    """`glue` of every two manifolds alone, the usual way where there are many: P(P − 1)/2 small problems.
+
+    Args:
+        manifolds: P ≥ 2 arrays `[m, d]`; m may differ.
+        dichotomies: As for `glue`, of two manifolds.
+        n_t: Number of samples for each pair.
+        center: Whether to subtract the mean of a pair's points from them.
+        seed: Of t, the labels and the choice of pairs. Pairs have streams of their own.
+        most: If there are more pairs than this, so many are chosen at random.
+
+    Raises:
+        GeophoneError: see `glue`.
+    """
+    clouds = [cloud.cpu() for cloud in as_clouds(manifolds)]
+    pairs = list(combinations(range(len(clouds)), 2))
+    if most is not None:
+        if most < 1:
+            raise GeophoneError(f"most={most}: at least one pair is needed.")
+        order = torch.randperm(len(pairs), generator=stream(seed, "glue pairs"))[:most]
+        pairs = [pairs[i] for i in order.sort().values.tolist()]
+
+    def one(pair: tuple[int, int]) -> Glue:
+        names = (seed, *pair)
+        signs = _signs(dichotomies, 2, _samples(n_t), *names)
+        points = torch.cat([clouds[i] for i in pair])
+        if center:
+            points = points - points.mean(0)
+        return _glue(points @ points.T, [len(clouds[i]) for i in pair], signs, False, names)
+
+    return GluePairs(tuple(pairs), tuple(one(pair) for pair in pairs))
+
+
+def _samples(n_t: int) -> int:
+    if n_t < 2:
+        raise GeophoneError(f"n_t={n_t}: at least two samples are needed; 200 give a capacity to about 5 %.")
+    return n_t
+
+
+def _signs(dichotomies: str | Any, p: int, n_t: int, *names: object) -> NDArray[np.float64]:
+    """Labels of each sample, `[n_t, P]`, ±1."""
+    if isinstance(dichotomies, str):
+        if dichotomies == "balanced":
+            drawn = torch.rand(n_t, p, generator=stream(*names, "glue labels"), dtype=torch.float64)
+            rank = drawn.argsort(1).argsort(1)
+            return np.where(rank.numpy() < p // 2, 1.0, -1.0)
+        if dichotomies == "one_vs_rest":
+            return (2 * np.eye(p) - 1)[np.arange(n_t) % p]
+        raise unknown("ensemble of dichotomies", dichotomies, ENSEMBLES, "Or give rows of ±1, [n_y, P].")
+    rows = np.asarray(dichotomies, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] != p or not len(rows) or not (np.abs(rows) == 1).all():
+        raise GeophoneError(f"dichotomies of the shape {list(rows.shape)}: give rows of ±1, [n_y, {p}].")
+    return rows[np.arange(n_t) % len(rows)]
+
+
+def _glue(
+    gram: Float[Tensor, "n n"], sizes: list[int], signs: NDArray[np.float64], anchors: bool, names: tuple[object, ...]
+) -> Glue:
+    """`glue` from the points' Gram matrix."""
+    n_t, p = signs.shape
+    scale = float(gram.diagonal().mean())
+    if scale <= 0:
+        raise GeophoneError("all points are equal (or 0, without `center`): there is nothing to tell apart.")
+    basis = span(gram / scale)  # [n, r]
+    n, rank = basis.shape
+    t = torch.randn(n_t, rank, generator=stream(*names, "glue t"), dtype=torch.float64)
+    owner = np.repeat(np.arange(p), sizes)
+    lengths = basis.norm(dim=1)
+    unit = basis / lengths.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+    multipliers, residual = _project(unit, t, signs, owner)
+    held = multipliers / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+    mass = torch.zeros(n_t, p, dtype=torch.float64).index_add_(1, torch.from_numpy(owner), held)
+    weights = held / mass.clamp(min=torch.finfo(torch.float64).tiny)[:, owner]
+    a = (multipliers * torch.from_numpy(signs)[:, owner] * (t @ unit.T)).sum(1)
+
+    blocks = [(weights[:, rows], basis[rows]) for rows in torch.arange(n).split(sizes)]
+    center = torch.stack([part.mean(0) @ points for part, points in blocks])  # S0, [P, r]
+    central = center @ center.T
+    b, c = torch.empty(n_t, dtype=torch.float64), torch.empty(n_t, dtype=torch.float64)
+    axis, crossed, shift = (torch.empty(n_t, dtype=torch.float64) for _ in range(3))
+    apart = ~torch.eye(p, dtype=torch.bool)
+    for some in torch.arange(n_t).split(max(1, _CHUNK // (p * rank))):
+        s1 = torch.stack([part[some] @ points for part, points in blocks], 1) - center  # [q, P, r]
+        within, across = s1 @ s1.mT, center @ s1.mT  # ⟨s1_μ, s1_ν⟩, ⟨s0_μ, s1_ν⟩
+        s1t = (s1 @ t[some][:, :, None])[:, :, 0]
+        b[some], c[some] = _explained(within, s1t), _explained(within + central, s1t)
+        axis[some], crossed[some] = within.abs()[:, apart].mean(1), across.abs()[:, apart].mean(1)
+        # S0 without sample i is S0 − S1_i/(n_t − 1): what that does to the centres' alignment.
+        without = central - (across + across.mT) / (n_t - 1) + within / (n_t - 1) ** 2
+        shift[some] = without.abs()[:, apart].mean(1)
+
+    found: dict[str, tuple[float, float] | None] = {
+        "capacity": _ratio(lambda a: p / a, a),
+        "dimension": None,
+        "radius": None,
+        "utility": _ratio(lambda c, a: c / a, c, a),
+        "center_alignment": (float(central.abs()[apart].mean()) * scale, _jackknife(shift) * scale),
+        "axis_alignment": _ratio(lambda x: x * scale, axis),
+        "center_axis_alignment": _ratio(lambda x: x * scale, crossed),
+    }
+    # 1e-20: squares of what float64 leaves of anchors that are the same in every sample.
+    if float(b.mean()) > 1e-20 * float(a.mean()):
+        found["dimension"] = _ratio(lambda b: b / p, b)
+        if float((b - c).mean()) > 0:
+            found["radius"] = _ratio(lambda c, b: (c / (b - c).clamp(min=0)).sqrt(), c, b)
+    return Glue(
+        **{name: None if value is None else value[0] for name, value in found.items()},  # type: ignore[arg-type]
+        standard_errors={name: value[1] for name, value in found.items() if value is not None},
+        p=p,
+        n_t=n_t,
+        rank=rank,
+        floor=p / min(n / 2, rank),
+        residual=residual,
+        weights=weights.split(sizes, 1) if anchors else None,
+    )
+
+
+def _explained(gram: Float[Tensor, "q p p"], right: Float[Tensor, "q p"]) -> Float[Tensor, " q"]:
+    """Rᵀ G† r: what a vector's inner products r with some anchors say of its squared length in their span.
+
+    Anchors are first made of length 1, which changes nothing but what `RANK` is relative to.
+    """
+    length = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    inverse = torch.where(length > 0, 1 / length, 0)
+    values, vectors = torch.linalg.eigh(gram * inverse[:, :, None] * inverse[:, None, :])
+    kept = values > RANK * values[:, -1:]
+    along = (vectors.mT @ (right * inverse)[:, :, None])[:, :, 0]
+    return torch.where(kept, along.square() / torch.where(kept, values, 1), 0).sum(1)
+
+
+def _ratio(of: Callable[..., Tensor], *samples: Float[Tensor, " n"]) -> tuple[float, float]:
+    """A function of means, and its standard error by leaving out one sample after another."""
+    n = len(samples[0])
+    without = [(x.sum() - x) / (n - 1) for x in samples]
+    return float(of(*(x.mean() for x in samples))), _jackknife(of(*without))
+
+
+def _jackknife(without: Float[Tensor, " n"]) -> float:
+    n = len(without)
+    return float(((n - 1) * (without - without.mean()).square().mean()).sqrt())
+
+
+def span(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n r"]:
+    """Points with a given Gram matrix in as few coordinates as they span, by Cholesky factorisation with pivots.
+
+    What is left of a squared length counts as 0 below n · 2⁻⁵² of the longest.
+    """
+    n = len(gram)
+    factor, pivots, rank, _ = dpstrf(gram.numpy(), lower=1)
+    basis = np.zeros((n, max(int(rank), 1)))
+    basis[pivots - 1] = np.tril(factor)[:, : max(int(rank), 1)]
+    return torch.from_numpy(basis)
+
+
+def _project(
+    unit: Float[Tensor, "n r"], t: Float[Tensor, "q r"], signs: NDArray[np.float64], owner: NDArray[np.int64]
+) -> tuple[Float[Tensor, "q n"], float]:
+    """Project each t onto the cone of the signed points, of length 1: multipliers ≥ 0 and the largest KKT residual.
+
+    Whatever the kernel leaves above `ACCEPTED` is solved again from the points themselves.
+    """
+    gram, b = (unit @ unit.T).numpy(), (t @ unit.T).numpy()
+    found, residual = np.zeros_like(b), np.zeros(len(b))
+
+    def some(rows: NDArray[np.int64]) -> None:
+        _project_some(gram, b, signs, owner, rows, _TOLERANCE, found, residual)
+
+    # Every third sample or so in one piece: programs differ in size, and a thread that is done takes the next.
+    in_threads(some, np.array_split(np.arange(len(b)), min(len(b), 4 * torch.get_num_threads())))
+    points = unit.numpy()
+    for q in (residual > ACCEPTED).nonzero()[0]:
+        signed = points * signs[q, owner][:, None]
+        again = nnls(signed.T, t[q].numpy())[0]
+        slope = signed @ (t[q].numpy() - again @ signed)
+        left = max(np.abs(slope[again > 0]).max(initial=0), slope.max()) / max(np.abs(b[q]).max(), 1e-300)
+        if left < residual[q]:
+            found[q], residual[q] = again, left
+    return torch.from_numpy(found), float(residual.max())
+
+
+@njit(cache=True, nogil=True)
+def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):  # type: ignore[no-untyped-def]
+    n = gram.shape[0]
+    cap = 32
+    factor = np.empty((cap, cap))
+    for q in rows:
+        while True:
+            size, left = _cone(gram, b[q], signs[q], owner, tolerance, found[q], factor)
+            if size >= 0:
+                break
+            cap = min(2 * cap, n)  # more generators are in use than there is room for
+            factor = np.empty((cap, cap))
+        residual[q] = left
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _cone(gram, b, signs, owner, tolerance, found, factor):  # type: ignore[no-untyped-def]
+    """Minimise ½ zᵀDGDz − bᵀDz over z ≥ 0, D the points' labels, by Lawson and Hanson with column generation.
+
+    Slopes of all points are worked out only when those of the pool are all at most 0; then the steepest point of every
+    manifold joins the pool. So a program costs little more than its own size, whatever the number of points.
+
+    Args:
+        gram: Of points of length 1 (or 0), without labels, `[n, n]`.
+        b: Likewise, `[n]`.
+        signs: The manifolds' labels, `[P]`.
+        owner: Which manifold a point is of, `[n]`.
+        tolerance: Of a slope, relative to the largest |b_i|.
+        found: The answer, `[n]`.
+        factor: Room for the generators in use, `[cap, cap]`.
+
+    Returns:
+        Generators in use, or −1 if there was no room for them, and the relative KKT residual.
+    """
+    n, p, cap = len(b), len(signs), factor.shape[0]
+    place = np.empty(cap, np.int64)
+    z, target = np.empty(cap), np.empty(cap)
+    signed, row, solution = np.empty(cap), np.empty(cap), np.empty(cap)
+    pool = np.empty(n, np.int64)
+    state = np.zeros(n, np.int8)  # 0 outside, 1 in the pool, 2 in use, 3 barred until something enters
+    slope = np.empty(n)
+    steepest, best_of = np.empty(p, np.int64), np.empty(p)
+    top = 0.0
+    for i in range(n):
+        found[i] = 0.0
+        top = max(top, abs(b[i]))
+    threshold = tolerance * top
+    size, pooled = 0, 0
+    for _ in range(20 * n + 50):
+        # Among the pool.
+        best, entering = threshold, -1
+        for i in range(size):
+            signed[i] = z[i] * signs[owner[place[i]]]
+        for k in range(pooled):
+            j = pool[k]
+            if state[j] == 1:
+                value = b[j]
+                for i in range(size):
+                    value -= gram[j, place[i]] * signed[i]
+                value *= signs[owner[j]]
+                if value > best:
+                    best, entering = value, j
+        if entering < 0:
+            # Among all.
+            slope[:] = b
+            for i in range(size):
+                line, much = gram[place[i]], signed[i]
+                for j in range(n):
+                    slope[j] -= much * line[j]
+            best_of[:] = threshold
+            steepest[:] = -1
+            for j in range(n):
+                if state[j] == 0 and slope[j] * signs[owner[j]] > best_of[owner[j]]:
+                    best_of[owner[j]], steepest[owner[j]] = slope[j] * signs[owner[j]], j
+            more = False
+            for mu in range(p):
+                if steepest[mu] >= 0:
+                    pool[pooled], state[steepest[mu]] = steepest[mu], 1
+                    pooled, more = pooled + 1, True
+            if more:
+                continue
+            break
+        if size == cap and cap < n:
+            return -1, 0.0
+        for i in range(size):
+            row[i] = gram[entering, place[i]] * signs[owner[place[i]]] * signs[owner[entering]]
+        if size == cap or not enter(factor, size, row, gram[entering, entering]):
+            state[entering] = 3
+            continue
+        place[size], z[size], target[size] = entering, 0.0, b[entering] * signs[owner[entering]]
+        for i in range(size + 1):
+            state[place[i]] = 1
+        size = settle(factor, place, z, target, size + 1, solution)
+        stayed = False
+        for i in range(size):
+            state[place[i]] = 2
+            if place[i] == entering:
+                stayed = True
+        if stayed:
+            for k in range(pooled):
+                if state[pool[k]] == 3:
+                    state[pool[k]] = 1
+        else:
+            state[entering] = 3  # rounding had given it a slope
+    left = 0.0
+    slope[:] = b
+    for i in range(size):
+        line, much = gram[place[i]], z[i] * signs[owner[place[i]]]
+        for j in range(n):
+            slope[j] -= much * line[j]
+    for j in range(n):
+        left = max(left, slope[j] * signs[owner[j]])
+    for i in range(size):
+        left = max(left, abs(slope[place[i]]))
+        found[place[i]] = z[i]
+    return size, left / max(top, 1e-300)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Undefined
+from geophone.models.stochastic import Noisy, noisy_layers, refuse_frozen, silenced, why_silent
 from geophone.perturb.attacks.apgd import LinfAPGD
 from geophone.perturb.attacks.ascent import Ascent, classes_of
+from geophone.perturb.attacks.base import EOT_DRAWS
 from geophone.perturb.attacks.losses import Loss, ce, margin, scaled_ce
 from geophone.perturb.attacks.pgd import LinfPGD
 from geophone.perturb.attacks.square import LinfSquare
@@ -204,9 +206,9 @@ def attack_checks(
 ) -> list[dict[str, Any]]:
     """Can the robustness of this network be believed? One row for each check, as `checks` gives them.
 
-    Signs of gradients that are masked, of randomness, of outputs that are no logits and of BatchNorm gone wrong; they
-    follow Carlini et al. 2019, arXiv:1902.06705, and Athalye et al. 2018, arXiv:1802.00420. A check that can't be run
-    has the value null, and its note says why. What none of them sees may still be wrong.
+    Signs of gradients that are masked, of randomness, of noise that is off, of outputs that are no logits and of
+    BatchNorm gone wrong; they follow Carlini et al. 2019, arXiv:1902.06705, and Athalye et al. 2018, arXiv:1802.00420.
+    A check that can't be run has the value null, and its note says why. What none of them sees may still be wrong.
 
     Costs 47 forward and backward passes over the images, and up to 70 more and 200 forward passes for those that hold
     out; for a stochastic network five times that. Images are perturbed within [0, 1] only.
@@ -220,11 +222,12 @@ def attack_checks(
         seed: Keys everything random.
 
     Raises:
-        GeophoneError: images or labels that can't be used, such as images outside [0, 1], or a network without logits
-            for them.
+        GeophoneError: images or labels that can't be used, such as images outside [0, 1], a network without logits
+            for them, or one whose noise is frozen.
 
     >>> [row["note"] for row in attack_checks(model, "fashion_mnist_mini") if row["value"] == 1]
     """
+    refuse_frozen(model, "Robustness")
     split = as_split(data).near(model)
     split = split.take(min(images, len(split)))
     training = {name for name, part in _modules(model).items() if part.training}
@@ -357,11 +360,17 @@ def _randomness(subject: _Subject) -> Verdict:
         f"and {changed} of {len(subject.split)} predictions"
     )
     if subject.stochastic:
+        averaging = (
+            f"Attacks with draws (LinfPGD, LinfAPGD and their like) average over {EOT_DRAWS} draws of its noise (EOT) "
+            "unless they say otherwise; in AutoAttack write version='rand'."
+            if noisy_layers(subject.model)
+            else "Attack it with averaged gradients (draws=10 or more in LinfPGD, LinfAPGD and their like, and in "
+            "AutoAttack version='rand'); if the module that draws says stochastic = True, they do so by themselves."
+        )
         return (
-            f"The network is stochastic: {found}. Accuracies and responses in the table are of one draw. Attack it "
-            "with averaged gradients (draws=10 or more in LinfPGD, LinfAPGD and their like, version='rand' in "
-            "AutoAttack): attacks without draws, such as Square and FAB, are weak here. Survival and curves over eps "
-            f"judge an example by {PASSES} passes."
+            f"The network is stochastic: {found}. Accuracies and responses in the table are of one draw. {averaging} "
+            "Attacks without draws, such as Square and FAB, are weak here. Survival and curves over eps judge an "
+            f"example by {PASSES} passes."
         ), ""
     modules = _modules(subject.model)
     kept = [name for name in modules if name in subject.training and isinstance(modules[name], _DROPOUT)]
@@ -372,6 +381,33 @@ def _randomness(subject: _Subject) -> Verdict:
             "keep it on, call torch.nn.functional.dropout(x, p, training=True)."
         ), ""
     return None, f"No randomness: {found}."
+
+
+def _noise_is_on(subject: _Subject) -> Verdict:
+    """A network that is meant to be stochastic and isn't has the robustness of another one (dicarlolab/vonenet#21)."""
+    layers = noisy_layers(subject.model)
+    if not layers:
+        return None, "The network has no modules of noise."
+    silent = {name: why for name, module in layers.items() if (why := why_silent(module))}
+    if silent:
+        reasons = ", ".join(f"in {name} it is {why}" for name, why in silent.items())
+        return f"Noise is off: {reasons}. The numbers are those of a network without that noise.", ""
+    names = _listed(list(layers))
+    if not subject.stochastic:
+        return (
+            f"Noise does nothing: the network has modules of noise ({names}) and answers the same in two passes. The "
+            "numbers are those of a network without noise: look for noise that is drawn in training mode only."
+        ), ""
+    found = f"The noise of {names} is on: accuracy is {_correct(subject, subject.logits)} with it"
+    if not any(isinstance(module, Noisy) for module in layers.values()):
+        return None, f"{found}."
+    with silenced(subject.model):
+        without = _answers(subject.model, subject.split.batches(subject.batch_size))
+    return None, f"{found} and {_correct(subject, without)} without."
+
+
+def _correct(subject: _Subject, logits: Float[Tensor, "n k"]) -> str:
+    return f"{float((logits.argmax(1) == subject.split.y).double().mean()):.3f}"
 
 
 def _probabilities(subject: _Subject) -> Verdict:
@@ -421,7 +457,8 @@ def _black_box(subject: _Subject) -> Verdict:
 def _large_eps(subject: _Subject) -> Verdict:
     subject.attackable()
     # From the image itself: at this radius noise fools most networks, and would stand in for gradients that don't.
-    attack = LinfPGD(eps=_FAR, steps=_FAR_STEPS, random_start=False)
+    averaged = _DRAWS if subject.stochastic else 1
+    attack = LinfPGD(eps=_FAR, steps=_FAR_STEPS, random_start=False, draws=averaged)
     found = survival(
         subject.model, subject.split, [attack], batch_size=subject.batch_size, seed=key(subject.seed, "far")
     )
@@ -510,7 +547,7 @@ def _batch_dependence(subject: _Subject) -> Verdict:
 _ATTACK_CHECKS: dict[str, Callable[[_Subject], Verdict]] = {
     check.__name__[1:]: check
     for check in (
-        *(_gradients, _randomness, _probabilities, _black_box, _large_eps, _more_steps),
+        *(_gradients, _randomness, _noise_is_on, _probabilities, _black_box, _large_eps, _more_steps),
         *(_batch_norm_mode, _batch_dependence),
     )
 }

@@ -22,7 +22,9 @@ from geophone import table
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import share_interval
+from geophone.models.stochastic import refuse_frozen
 from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
+from geophone.perturb.attacks.base import EOT_DRAWS, draws_of, eot_row
 from geophone.perturb.attacks.losses import margin
 from geophone.record import check_labels, logits_of
 from geophone.rng import draws, key
@@ -64,6 +66,8 @@ class Survival:
         union: The same with the candidates of all attacks, `[n]`.
         passes: Passes behind each share: 1, or more for a stochastic network.
         classes: Number of logits.
+        draws: Draws of the network's noise that each gradient of each attack was averaged over; 1 for none, and for a
+            network that is not stochastic.
     """
 
     attacks: tuple[str, ...]
@@ -76,6 +80,7 @@ class Survival:
     union: Float[Tensor, " n"]
     passes: int
     classes: int
+    draws: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -138,6 +143,7 @@ class Curve:
         minimum: Norm of the smallest perturbation that fools each example, `[n]`: 0 where it was wrong already,
             infinite where none was found. None unless the attack looks for it.
         classes: Number of logits.
+        draws: Of a stochastic network, over how many draws of its noise each gradient was averaged; else None.
     """
 
     attack: str
@@ -146,6 +152,7 @@ class Curve:
     holds: Float[Tensor, "n k"]
     minimum: Float[Tensor, " n"] | None
     classes: int
+    draws: int | None = None
 
     def accuracy(self) -> list[tuple[float, float, float]]:
         """Robust accuracy with its 95 % interval at each radius."""
@@ -166,7 +173,9 @@ class Curve:
         return value, float(low) if math.isfinite(low) else None, float(high) if math.isfinite(high) else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the table: `robust_accuracy` at each radius, `half_accuracy_eps`, and `median_minimum_norm`."""
+        """Rows of the table: `robust_accuracy` at each radius and, once, what is known of `half_accuracy_eps`,
+        `median_minimum_norm` and `eot_draws`.
+        """
         common = {"family": "attack", "perturbation": self.attack, "n": len(self.clean), "d": self.classes}
         for eps, (value, low, high) in zip(self.eps, self.accuracy(), strict=True):
             yield {**common, "metric": "robust_accuracy", "level": eps, "value": value, "low": low, "high": high}
@@ -178,6 +187,8 @@ class Curve:
             found = math.isfinite(median)
             note = None if found else "no adversarial example was found for half of the images"
             yield {**common, "metric": "median_minimum_norm", "value": median if found else None, "note": note}
+        if self.draws is not None:
+            yield {**common, **eot_row(self.draws)}
 
 
 def survival(
@@ -198,8 +209,10 @@ def survival(
     of the network itself. An ensemble is run as its members.
 
     A stochastic network, one that answers the same images differently in two passes, is attacked at full strength and
-    judged by repeated passes. Attacks without `draws`, which cannot average over its noise (Square, which keeps its
-    luckiest answer, FAB, DeepFool and the standard AutoAttack that runs them), are weak there, and a warning says so.
+    judged by repeated passes. Attacks whose `draws` are left open average each gradient over 10 draws of its noise
+    (expectation over transformation); `Survival.draws` says how many. Attacks without `draws`, which cannot average
+    (Square, which keeps its luckiest answer, FAB, DeepFool and the standard AutoAttack that runs them), are weak there,
+    and a warning says so.
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is; its modes are as before afterwards.
@@ -214,7 +227,8 @@ def survival(
         progress: Called with (steps done, steps in all).
 
     Raises:
-        GeophoneError: no attacks, counts that are not whole numbers from 1, or a network and data that do not fit.
+        GeophoneError: no attacks, counts that are not whole numbers from 1, a network and data that do not fit, or a
+            network whose noise is frozen.
 
     >>> survival(model, "fashion_mnist_mini", "LinfAPGD(eps=8/255), LinfSquare(eps=8/255)").accuracy()
     """
@@ -228,15 +242,17 @@ def survival(
     with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, chosen)
+        averaged = tuple(draws_of(attack, judge.stochastic) for attack in chosen)
+        run = [_averaging(attack, judge) for attack in chosen]
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "survival", number), split.x.device)
-            parts.append(_survive(judge, batch, chosen, restarts, every, seed))
+            parts.append(_survive(judge, batch, run, restarts, every, seed))
             if progress is not None:
                 progress(number + 1, steps)
     rate, margins, distance, judged, union, clean = (torch.cat(column) for column in zip(*parts, strict=True))
     names = tuple(describe(attack) for attack in chosen)
     index = split.index.cpu()
-    return Survival(names, index, clean, rate, margins, distance, judged, union, judge.passes, judge.classes)
+    return Survival(names, index, clean, rate, margins, distance, judged, union, judge.passes, judge.classes, averaged)
 
 
 def eps_curve(
@@ -270,7 +286,7 @@ def eps_curve(
 
     Raises:
         GeophoneError: radii that are not positive, an attack without a radius, or not one attack; counts that are not
-            whole numbers from 1, or a network and data that do not fit.
+            whole numbers from 1, a network and data that do not fit, or a network whose noise is frozen.
 
     >>> eps_curve(model, "fashion_mnist_mini", "LinfPGD(steps=20)").half()
     """
@@ -290,6 +306,8 @@ def eps_curve(
     with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, [one])
+        averaged = draws_of(one, judge.stochastic) if judge.stochastic else None
+        attacks = [_averaging(attack, judge) for attack in attacks]
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "eps curve", number), split.x.device)
             clean = judge(batch.x, batch.y)[0]
@@ -305,7 +323,7 @@ def eps_curve(
             if progress is not None:
                 progress(number + 1, steps)
     clean, holds = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Curve(name, radii, clean, holds, torch.cat(minima) if minima else None, judge.classes)
+    return Curve(name, radii, clean, holds, torch.cat(minima) if minima else None, judge.classes, averaged)
 
 
 def curves(
@@ -376,6 +394,7 @@ class _Judge:
 @contextmanager
 def _measuring(model: Model, device: torch.device) -> Iterator[None]:
     """Evaluation mode, full precision, no gradients, and global random states that are put back."""
+    refuse_frozen(model, "Robustness")
     with evaluating(model), full_precision(), deterministic(), seeded(0, device), torch.no_grad():
         yield
 
@@ -402,6 +421,12 @@ def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
             "that it shows is too high. Use attacks with draws=20, such as LinfAPGD, or version='rand' of AutoAttack.",
             stacklevel=3,
         )
+
+
+def _averaging(attack: Perturbation, judge: _Judge) -> Perturbation:
+    """The attack, averaging its gradients where the network answers at random and the attack leaves open how often."""
+    thing: Any = attack
+    return replace(thing, draws=EOT_DRAWS) if judge.stochastic and getattr(thing, "draws", 1) is None else attack
 
 
 def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, restart: int, seed: int) -> Tensor:

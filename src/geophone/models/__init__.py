@@ -12,16 +12,22 @@ from geophone.models.networks import (
     small_cnn,
     wide_resnet,
 )
+from geophone.models.stochastic import GaussianResponse, PoissonLike, ResponseNoise, frozen, silenced
 
 __all__ = [
+    "GaussianResponse",
     "Normalise",
+    "PoissonLike",
     "ResNet18",
     "ResNet20",
+    "ResponseNoise",
     "SmallCNN",
     "WideResNet",
+    "frozen",
     "load_model",
     "resnet18",
     "resnet20",
+    "silenced",
     "small_cnn",
     "wide_resnet",
 ]

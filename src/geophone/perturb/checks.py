@@ -57,14 +57,14 @@ def check_batch(x: Tensor, y: Tensor, rng: Draws, axes: int | None = None) -> No
 def check_number(thing: Any, field: str, low: float, high: float = math.inf, remedy: str = "") -> None:
     """Check a numeric field of a frozen dataclass, and keep it as a plain `int` or `float`.
 
-    A whole number is asked for where the field is annotated `int`. Plain numbers print as code that can be read back;
-    `numpy.float64(0.1)` does not.
+    A whole number is asked for where the field is annotated `int` or `int | None`. Plain numbers print as code that can
+    be read back; `numpy.float64(0.1)` does not.
 
     Raises:
         GeophoneError: the field is not a finite number in [low, high].
     """
     value = getattr(thing, field)
-    whole = type(thing).__dataclass_fields__[field].type in (int, "int")
+    whole = type(thing).__dataclass_fields__[field].type in (int, "int", int | None)
     number = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     if not number or not low <= value <= high or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"

@@ -8,6 +8,7 @@ from geophone.train.recipes import (
     NoiseAugmented,
     SelectivityRegularised,
     Standard,
+    Stochastic,
     mean_selectivity,
 )
 from geophone.train.adversarial import Adversarial, FastAdversarial, Mart, Trades
@@ -25,6 +26,7 @@ __all__ = [
     "NoiseAugmented",
     "SelectivityRegularised",
     "Standard",
+    "Stochastic",
     "Trades",
     "Training",
     "catastrophic_overfitting",

@@ -5,7 +5,7 @@ and gradients of weights as they were; the passes that are trained on run in the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -84,9 +84,12 @@ class Adversarial:
     def loss(
         self, model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], rng: Draws
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy of the attacked images."""
+        """Mean cross-entropy of the attacked images; of a network's own noise each step of the attack has one draw."""
+        inner: Any = self.inner
+        if getattr(inner, "draws", 1) is None:  # training sees many draws anyway: averaging is for measuring
+            inner = replace(inner, draws=1)
         with full_precision():
-            attacked = self.inner(x, y, model, rng)
+            attacked = inner(x, y, model, rng)
         return cross_entropy(model(attacked), y)
 
 
@@ -134,7 +137,7 @@ class FastAdversarial:
         """Mean cross-entropy of the attacked images."""
         alpha = 1.25 * self.eps if self.alpha is None else self.alpha
         with full_precision():
-            attacked = LinfPGD(eps=self.eps, steps=1, step_size=alpha, loss="ce")(x, y, model, rng)
+            attacked = LinfPGD(eps=self.eps, steps=1, step_size=alpha, loss="ce", draws=1)(x, y, model, rng)
         return cross_entropy(model(attacked), y)
 
 

@@ -17,7 +17,7 @@ from geophone.registry import PERTURBATIONS
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
 from geophone.train.validation import KEPT, Shaken, kept, robust_accuracy, single_step
-from geophone.types import Recipe, describe, deterministic, device_of, evaluating
+from geophone.types import Recipe, describe, deterministic, device_of, evaluating, seeded
 
 LATER = (("keep", "best"), ("validate", None), ("snapshots", ()))
 """What `Training` learnt after jobs and states had been written without it, and its defaults."""
@@ -159,7 +159,8 @@ def fit(
 
     Raises:
         GeophoneError: no training images, no validation images where robust accuracy on them is asked for, nothing to
-            measure it by, a loss that is not finite, or a checkpoint of something else.
+            measure it by, a network that the recipe is not for, a loss that is not finite, or a checkpoint of something
+            else.
     """
     device = device_of(model)
     data = data.to(device)
@@ -169,6 +170,8 @@ def fit(
             f"{data.name} has {len(data.train)} training images, fewer than one batch of {training.batch_size}. "
             "Give more images or a smaller batch_size."
         )
+    if (check := getattr(recipe, "check_network", None)) is not None:
+        check(model)
     shaken = watched(recipe, training)
     if not len(data.val) and (training.keep == "robust" or training.validate is not None):
         raise GeophoneError(
@@ -218,7 +221,8 @@ def fit(
                     f"training with {describe(recipe)} diverged in epoch {epoch + 1}: the loss is {mean_loss}. "
                     f"Lower the learning rate ({training.lr})."
                 )
-            accuracy = _accuracy(model, data, training.batch_size)
+            with seeded(key(seed, "validation", epoch), device):  # of a stochastic network
+                accuracy = _accuracy(model, data, training.batch_size)
             history.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy})
             if shaken is not None and len(data.val):
                 for name, perturbation in (("robust", shaken), ("fgsm", single_step(shaken))):

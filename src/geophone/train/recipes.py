@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from geophone.errors import GeophoneError, unknown
 from geophone.metrics.selectivity import selectivity_of_means
+from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noisy, ResponseNoise, make_noise
 from geophone.perturb import GaussianNoise, grid
 from geophone.record import ACTIVATIONS, WEIGHTED, activation_layers, layers_of, tap, unwrapped
 from geophone.registry import RECIPES
@@ -258,3 +260,96 @@ class AugMix:
         mixed = augmixed(x, rng, 2, self.width, self.depth, self.severity)
         logits = model(torch.cat([x, *mixed])).unflatten(0, (3, len(x)))
         return cross_entropy(logits[0], y) + self.jsd * jensen_shannon(logits)
+
+
+@RECIPES.register
+@dataclass(frozen=True)
+class Stochastic:
+    """Another recipe, on a network that is given noise in the response of one layer and keeps it.
+
+    A job puts the noise in (`network`); elsewhere `prepare` does, before `fit`. Weights begin as those of the network
+    without noise do, and std = 0 is the other recipe exactly. Of an adversarial recipe, each step of its attack has one
+    draw of the noise.
+
+    Attributes:
+        layer: Name of the layer whose response is disturbed; "normalise" for the input.
+        noise: "gaussian" (`GaussianResponse`) or "neuronal" (`PoissonLike`).
+        std: Standard deviation of Gaussian noise, in the units of the response.
+        level: Spontaneous response of neuronal noise, in spikes.
+        scale: Its gain: the larger, the less noise.
+        recipe: The other recipe, as code.
+
+    Raises:
+        GeophoneError: a value that is not allowed, or that belongs to the other noise; an unknown recipe.
+
+    References:
+        Dapello et al. 2020 and 2021, as of `geophone.models.ResponseNoise`.
+    """
+
+    layer: str = "relu1"
+    noise: str = "gaussian"
+    std: float = GaussianResponse.std
+    level: float = LEVEL
+    scale: float = SCALE
+    recipe: str = "Standard"
+
+    def __post_init__(self) -> None:
+        _ = self.disturbance, self.inner
+
+    @property
+    def disturbance(self) -> ResponseNoise:
+        """What is put into the network."""
+        return ResponseNoise(self.layer, make_noise(self.noise, self.std, self.level, self.scale))
+
+    @property
+    def inner(self) -> Any:
+        """The other recipe."""
+        return RECIPES.build(self.recipe)
+
+    @property
+    def threat(self) -> Any:
+        """The other recipe's."""
+        return getattr(self.inner, "threat", None)
+
+    @property
+    def single_step(self) -> bool:
+        """The other recipe's."""
+        return getattr(self.inner, "single_step", False)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """A copy of the network with the noise in it: what is trained."""
+        return self.disturbance(prepared(self.inner, model))
+
+    def network(self, code: str) -> str:
+        """The code of the registered network that is trained, from that of the one without noise."""
+        inner = network_of(self.inner, code)
+        numbers = f"noise_std={self.std!r}, level={self.level!r}, scale={self.scale!r}"
+        return f"stochastic(of={inner!r}, layer={self.layer!r}, noise={self.noise!r}, {numbers})"
+
+    def check_network(self, model: nn.Module) -> None:
+        """Raise an error for a network without the noise: it would be trained, and measured, as if it had it."""
+        module = self.disturbance.module(unwrapped(model))
+        if not isinstance(module, Noisy) or module.noise != self.disturbance.noise:
+            raise GeophoneError(
+                f"{describe(self)} trains a network with noise after {self.layer!r}, and this one has none, or other: "
+                "train recipe.prepare(model)."
+            )
+
+    def loss(
+        self, model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], rng: Draws
+    ) -> Float[Tensor, ""]:
+        """The other recipe's loss."""
+        loss: Tensor = self.inner.loss(model, x, y, rng)
+        return loss
+
+
+def prepared(recipe: Any, model: nn.Module) -> nn.Module:
+    """The network that a recipe trains: `recipe.prepare(model)` where it changes the network, else the network."""
+    change = getattr(recipe, "prepare", None)
+    return change(model) if change else model
+
+
+def network_of(recipe: Any, code: str) -> str:
+    """The code of the registered network that a recipe trains, as `prepared` makes it."""
+    change = getattr(recipe, "network", None)
+    return change(code) if change else code

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from geophone.errors import GeophoneError, unknown
+from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import UNITS
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
@@ -289,7 +290,11 @@ def undisturbed(model: Model, x: Tensor, rng: Draws) -> Iterator[nn.Module]:
     That is all random states, and of the network its modes, its gradients, what learns and its running statistics; not
     its weights, which no attack has a reason to write to. Parameters need no gradient inside, so that a library's
     `backward()` computes none.
+
+    Raises:
+        GeophoneError: the network's noise is frozen.
     """
+    refuse_frozen(model, "An attack")
     parameters, buffers = (model.parameters(), model.buffers()) if isinstance(model, nn.Module) else ((), ())
     kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
     statistics = [(buffer, buffer.clone()) for buffer in buffers]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone.perturb.attacks.ascent import Ascent, checked_logits, classes_of, is_fooled
-from geophone.perturb.attacks.base import Attack
+from geophone.perturb.attacks.base import Attack, check_draws
 from geophone.perturb.attacks.losses import Loss, find_loss, margin, targeted_dlr
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
@@ -239,18 +239,18 @@ class _APGD(Attack):
     steps: int = 50
     loss: str = "scaled_ce"
     targets: int = 0
-    draws: int = 1
+    draws: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "steps", 1.0)
         check_number(self, "targets", 0.0)
-        check_number(self, "draws", 1.0)
+        check_draws(self)
         find_loss(self.loss)
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """One run from a random start, or one for each target."""
-        ascent = Ascent(model, _climbable(self.loss), self.draws, classes_of(y))
+        ascent = Ascent(model, _climbable(self.loss), self.averaged(model), classes_of(y))
         if self.targets:
             found = self._to_targets(ascent, x, y, rng, stop)
         else:
@@ -296,7 +296,7 @@ class LinfAPGD(_APGD):
         loss: `scaled_ce`, `margin`, `dlr` or `ce`, of the attack without targets; AutoAttack's is `ce`.
         targets: 0 for no targets. Else a run for each of this many wrong classes, the likeliest at the image, with the
             targeted difference of logits ratio; of each example the run with the largest margin is kept.
-        draws: Passes that are averaged for each step; more than 1 for stochastic networks.
+        draws: Passes that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     Where a network has too few classes for `scaled_ce` and `dlr` (3; 4 with targets), a margin is climbed.
 
@@ -321,7 +321,7 @@ class L2APGD(_APGD):
         steps: How many steps, at least 1; AutoAttack takes 100.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`, of the attack without targets; AutoAttack's is `ce`.
         targets: 0 for no targets, else a run for each of this many wrong classes, the likeliest at the image.
-        draws: Passes that are averaged for each step; more than 1 for stochastic networks.
+        draws: Passes that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Croce & Hein 2020, arXiv:2003.01690.
@@ -346,7 +346,7 @@ class L1APGD(_APGD):
         steps: How many steps, at least 1; AutoAttack takes 100.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`, of the attack without targets; AutoAttack's is `ce`.
         targets: 0 for no targets, else a run for each of this many wrong classes, the likeliest at the image.
-        draws: Passes that are averaged for each step; more than 1 for stochastic networks.
+        draws: Passes that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Croce & Hein 2021, arXiv:2103.01208.

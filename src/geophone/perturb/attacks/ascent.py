@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
+from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.fold import folded
 from geophone.perturb.attacks.losses import Loss, ce, margin
 from geophone.perturb.attacks.norms import Norm
@@ -29,7 +30,11 @@ def attacking(model: Model, x: Tensor, rng: Draws) -> Iterator[Model]:
     Yields the network to attack: a copy with BatchNorm folded into the convolutions where that gives the same logits,
     else the model itself. The model's modes, gradients and the global random state are as they were after the block. A
     stochastic network draws its noise from a stream that `rng` fixes.
+
+    Raises:
+        GeophoneError: the network's noise is frozen.
     """
+    refuse_frozen(model, "An attack")
     # The noise differs from batch to batch, and is the same whenever this batch comes again.
     noise = key("network", rng.seed, int(rng.index.sum()), len(rng.index))
     with evaluating(model), seeded(noise, x.device), torch.inference_mode(False), torch.enable_grad():

@@ -4,16 +4,21 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from geophone.models.stochastic import is_stochastic
 from geophone.perturb.attacks.ascent import attacking
 from geophone.perturb.attacks.norms import LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws
 from geophone.types import Model, level_of
+
+EOT_DRAWS = 10
+"""Draws of a stochastic network's noise that a gradient is averaged over, where the attack doesn't say: as many as in
+VOneNet's evaluation (Dapello et al. 2020); expectation over transformation (Athalye et al. 2018, arXiv:1802.00420)."""
 
 UNITS = "eps is in the units of images in [0, 1]: 8/255, not 8."
 
@@ -51,6 +56,10 @@ class Attack:
             check_batch(x, y, rng)
             return x.clone()
         return under_attack(partial(self.search, stop=stop), x, y, model, rng)
+
+    def averaged(self, model: Model) -> int:
+        """How many passes each gradient is a mean over: see `draws_of`."""
+        return draws_of(self, is_stochastic(model))
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """The attack itself: gradients are on and the model is in evaluation mode; never called at level 0.
@@ -92,6 +101,32 @@ class MinimumNormAttack(Attack):
         share = self.eps / self.norm.length(delta).clamp(min=torch.finfo(x.dtype).tiny)
         share = share.reshape(-1, *[1] * (x.ndim - 1))
         return torch.where(share >= 1, found, x + delta * share).clamp_(0, 1)
+
+
+def draws_of(attack: Any, stochastic: bool) -> int:
+    """How many draws of a network's noise each gradient of an attack is averaged over.
+
+    Its own `draws`; where that is left open (None) 1, or 10 for a stochastic network. 1 for an attack that can't
+    average, and for an ensemble the least of its members'.
+    """
+    if hasattr(attack, "members"):
+        return min(draws_of(member, stochastic) for member in attack.members())
+    draws = getattr(attack, "draws", 1)
+    if draws is None:
+        return EOT_DRAWS if stochastic else 1
+    return int(draws)
+
+
+def eot_row(draws: int) -> dict[str, Any]:
+    """What a table says of an attack on a stochastic network: over how many draws of its noise gradients are means."""
+    how = f"the mean over {draws} draws of the network's noise" if draws > 1 else "of one draw of the network's noise"
+    return {"metric": "eot_draws", "value": float(draws), "note": f"each gradient is {how}"}
+
+
+def check_draws(attack: Any) -> None:
+    """Raise an error for `draws` that are neither None nor a whole number from 1."""
+    if attack.draws is not None:
+        check_number(attack, "draws", 1.0)
 
 
 def under_attack(

@@ -5,12 +5,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from geophone.types import Model
+from geophone.types import Model, seeded
 
 SAME = 1e-5
 """How far a folded network's logits may be from the network's, relative to the largest one."""
 
 _PROBE = 4  # images that the two are compared on
+_STATE = 0  # seeds the noise of a stochastic network in both
 
 
 def folded(model: Model, x: Tensor) -> Model:
@@ -21,7 +22,8 @@ def folded(model: Model, x: Tensor) -> Model:
     Weights of the copy carry no gradient and, on a CPU in float32, are stored with channels last. The network must be
     in evaluation mode. It is returned as it is where that does not apply: a plain function, hooks on its modules,
     nothing to fold, something that can't be copied, or a copy whose logits differ by more than 1e-5 of the largest on
-    the first images of x (which a stochastic network's always do).
+    the first images of x, given the same global random state (as those of a network do whose noise depends on how its
+    responses lie in memory).
     """
     if not isinstance(model, nn.Module) or x.ndim != 4 or _has_hooks(model):
         return model
@@ -29,7 +31,8 @@ def folded(model: Model, x: Tensor) -> Model:
         return model
     probe = x[:_PROBE].detach().clone()  # the network may write to it
     with torch.no_grad():
-        pairs, logits = _pairs(model, probe)
+        with seeded(_STATE, x.device):
+            pairs, logits = _pairs(model, probe)
         if not pairs:
             return model
         try:
@@ -44,7 +47,8 @@ def folded(model: Model, x: Tensor) -> Model:
         twin.requires_grad_(False)
         if x.device.type == "cpu" and x.dtype == torch.float32:
             twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        same = torch.allclose(twin(probe), logits, rtol=0, atol=SAME * float(logits.abs().max()))
+        with seeded(_STATE, x.device):
+            same = torch.allclose(twin(probe), logits, rtol=0, atol=SAME * float(logits.abs().max()))
     return twin if same else model
 
 

@@ -43,7 +43,7 @@ class GaborAttack(LayerAttack):
             the texture's bright parts cover the image.
         steps: How many steps, at least 1.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
         step_size: Change of an intensity in a step; 2.5/steps when None.
         density: Share of pixels with a kernel, in [0, 1]; at least one has.
 

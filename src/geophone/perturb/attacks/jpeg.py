@@ -61,7 +61,7 @@ class JpegAttack(LayerAttack):
         eps: Radius of the ball, in half quantisation steps of quality 50, at least 0.
         steps: How many steps, at least 1.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
         step_size: Length of a step in the ball's norm; 2.5·eps/steps when None.
         ball: `l2` or `linf`. In l2 no coefficient moves by more than 2, as in the authors' code.
 

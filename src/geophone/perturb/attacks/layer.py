@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geophone.perturb.attacks.ascent import Ascent, classes_of, until_fooled
-from geophone.perturb.attacks.base import Attack
+from geophone.perturb.attacks.base import Attack, check_draws
 from geophone.perturb.attacks.losses import find_loss
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws
@@ -28,7 +28,7 @@ class LayerAttack(Attack):
 
     steps: int = 10
     loss: str = "scaled_ce"
-    draws: int = 1
+    draws: int | None = None
     highest: ClassVar[float]
     """The largest eps that makes sense."""
     unit: ClassVar[str]
@@ -37,7 +37,7 @@ class LayerAttack(Attack):
     def __post_init__(self) -> None:
         check_number(self, "eps", 0.0, self.highest, self.unit)
         check_number(self, "steps", 1.0)
-        check_number(self, "draws", 1.0)
+        check_draws(self)
         find_loss(self.loss)
 
     def layer(self, x: Float[Tensor, "n c h w"], rng: Draws) -> tuple[Tensor, Laid]:
@@ -53,7 +53,7 @@ class LayerAttack(Attack):
         check_batch(x, y, rng, axes=4)
         z, laid = self.layer(x, rng)
         every = rows = torch.arange(len(x), device=x.device)
-        ascent = Ascent(lambda z: model(laid(z, rows)), find_loss(self.loss), self.draws, classes_of(y))
+        ascent = Ascent(lambda z: model(laid(z, rows)), find_loss(self.loss), self.averaged(model), classes_of(y))
 
         def step(numbers: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal rows

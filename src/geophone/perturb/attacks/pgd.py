@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.perturb.attacks.ascent import Ascent, classes_of, pgd
-from geophone.perturb.attacks.base import Attack, under_attack
+from geophone.perturb.attacks.base import Attack, check_draws, under_attack
 from geophone.perturb.attacks.losses import find_loss
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
@@ -27,7 +27,7 @@ class FGSM(Attack):
     Attributes:
         eps: Largest change of a value, in [0, 1].
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Goodfellow, Shlens & Szegedy 2015, arXiv:1412.6572.
@@ -35,18 +35,18 @@ class FGSM(Attack):
 
     eps: float = 8 / 255
     loss: str = "scaled_ce"
-    draws: int = 1
+    draws: int | None = None
     levels: ClassVar[tuple[float, ...]] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
     norm: ClassVar[Norm] = LINF
 
     def __post_init__(self) -> None:
         super().__post_init__()
         find_loss(self.loss)
-        check_number(self, "draws", 1.0)
+        check_draws(self)
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws, stop: bool) -> Tensor:
         """One step of length eps from x."""
-        ascent = Ascent(model, find_loss(self.loss), self.draws, classes_of(y))
+        ascent = Ascent(model, find_loss(self.loss), self.averaged(model), classes_of(y))
         found = pgd(ascent, x, y, x, norm=self.norm, eps=self.eps, steps=1, step_size=self.eps, stop=stop)
         ascent.check()
         return found
@@ -60,13 +60,13 @@ class _PGD(Attack):
     step_size: float | None = None
     random_start: bool = True
     loss: str = "scaled_ce"
-    draws: int = 1
+    draws: int | None = None
     fewest_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "steps", float(self.fewest_steps))
-        check_number(self, "draws", 1.0)
+        check_draws(self)
         find_loss(self.loss)
         if self.step_size is not None:
             check_number(self, "step_size", 0.0)
@@ -80,7 +80,7 @@ class _PGD(Attack):
 
     def _climb(self, x: Tensor, y: Tensor, model: Model, start: Tensor, steps: int, stop: bool = False) -> Tensor:
         step_size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        ascent = Ascent(model, find_loss(self.loss), self.draws, classes_of(y))
+        ascent = Ascent(model, find_loss(self.loss), self.averaged(model), classes_of(y))
         found = pgd(*(ascent, x, y, start), norm=self.norm, eps=self.eps, steps=steps, step_size=step_size, stop=stop)
         ascent.check()
         return found
@@ -97,7 +97,7 @@ class LinfPGD(_PGD):
         step_size: Change of a value in a step; 2.5·eps/steps when None.
         random_start: Begin uniformly at random in the ball, not at the image.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Madry et al. 2018, arXiv:1706.06083.
@@ -123,7 +123,7 @@ class PGDSteps(LinfPGD):
         step_size: Change of a value in a step.
         random_start: Begin uniformly at random in the ball, not at the image.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Leavitt & Morcos 2020, arXiv:2010.07693.
@@ -159,7 +159,7 @@ class L2PGD(_PGD):
         step_size: Length of a step; 2.5·eps/steps when None.
         random_start: Begin uniformly at random in the ball (radius u^(1/d)), not at the image.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Madry et al. 2018, arXiv:1706.06083.
@@ -184,7 +184,7 @@ class L1PGD(_PGD):
         step_size: Length of a step; 2.5·eps/steps when None.
         random_start: Begin uniformly at random in the ball, not at the image.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
 
     References:
         Tramèr & Boneh 2019, arXiv:1904.13000; Croce & Hein 2021, arXiv:2103.01208 (the projection).

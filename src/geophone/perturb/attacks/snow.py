@@ -49,7 +49,7 @@ class SnowAttack(LayerAttack):
         eps: What a flake of full intensity adds to a pixel at its core, in units of images in [0, 1]; at least 0.
         steps: How many steps, at least 1.
         loss: `scaled_ce`, `margin`, `dlr` or `ce`; the textbook's is `ce`.
-        draws: Gradients that are averaged for each step; more than 1 for stochastic networks.
+        draws: Gradients that are averaged for each step; None: 1, or 10 for a network with noise (`draws_of`).
         step_size: Change of an intensity in a step.
         budget: Largest mean intensity, in (0, 1].
         discolor: Share of the bleached image, in [0, 1].

@@ -160,7 +160,7 @@ def glue(
         Wakhloo, Sussman & Chung 2023, doi:10.1103/PhysRevLett.131.027301.
     """
     clouds = [cloud.cpu() for cloud in as_clouds(manifolds)]
-    signs = _signs(dichotomies, len(clouds), _samples(n_t), seed)
+    signs = labels(dichotomies, len(clouds), _samples(n_t), seed, "glue")
     points = torch.cat(clouds)
     if center:
         points = points - points.mean(0)
@@ -199,7 +199,7 @@ def glue_pairs(
 
     def one(pair: tuple[int, int]) -> Glue:
         names = (seed, *pair)
-        signs = _signs(dichotomies, 2, _samples(n_t), *names)
+        signs = labels(dichotomies, 2, _samples(n_t), *names, "glue")
         points = torch.cat([clouds[i] for i in pair])
         if center:
             points = points - points.mean(0)
@@ -214,20 +214,24 @@ def _samples(n_t: int) -> int:
     return n_t
 
 
-def _signs(dichotomies: str | Any, p: int, n_t: int, *names: object) -> NDArray[np.float64]:
-    """Labels of each sample, `[n_t, P]`, ±1."""
+def labels(dichotomies: str | Any, p: int, n: int, *names: object) -> NDArray[np.float64]:
+    """Labels of so many samples, `[n, P]`, ±1: see `glue`. They are drawn from the stream of these names and "labels".
+
+    Raises:
+        GeophoneError: an unknown ensemble, or rows that are not P times ±1.
+    """
     if isinstance(dichotomies, str):
         if dichotomies == "balanced":
-            drawn = torch.rand(n_t, p, generator=stream(*names, "glue labels"), dtype=torch.float64)
+            drawn = torch.rand(n, p, generator=stream(*names, "labels"), dtype=torch.float64)
             rank = drawn.argsort(1).argsort(1)
             return np.where(rank.numpy() < p // 2, 1.0, -1.0)
         if dichotomies == "one_vs_rest":
-            return (2 * np.eye(p) - 1)[np.arange(n_t) % p]
+            return (2 * np.eye(p) - 1)[np.arange(n) % p]
         raise unknown("ensemble of dichotomies", dichotomies, ENSEMBLES, "Or give rows of ±1, [n_y, P].")
     rows = np.asarray(dichotomies, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != p or not len(rows) or not (np.abs(rows) == 1).all():
         raise GeophoneError(f"dichotomies of the shape {list(rows.shape)}: give rows of ±1, [n_y, {p}].")
-    return rows[np.arange(n_t) % len(rows)]
+    return rows[np.arange(n) % len(rows)]
 
 
 def _glue(

@@ -19,9 +19,11 @@ from geophone.geometry.nnls import in_threads, lawson_hanson
 from geophone.rng import stream
 
 TOUCHING = 1e-7
-"""Distance between two hulls, relative to the points' root mean squared distance from their mean, that counts as 0."""
+"""Distance between two hulls, relative to the longest point about the mean, that counts as 0.
 
-_SURE = 1e-9  # likewise, for hulls that surely meet
+Points come from their Gram matrix, which halves the digits, and usually from float32.
+"""
+
 _TOLERANCE = 1e-14  # of the nearest points' slope, relative to the squared scale
 _TIE = 1e-9  # of a score, relative to the largest there could be: on the hyperplane
 
@@ -105,7 +107,7 @@ def _separability(pair: tuple[Any, Any], folds: int, c: float, seed: int) -> Sep
             "and need at least two points each."
         )
     x = torch.cat(clouds)
-    x = x - x.mean(0)
+    x -= x.mean(0)
     gram = x @ x.T
     scale = float(gram.diagonal().mean())
     if scale == 0:
@@ -125,25 +127,29 @@ def _folds(size: int, folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def hull_distance(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> float:
-    """Distance between the convex hulls of the points of either side; 0 below `TOUCHING` of the points' scale.
+    """Distance between the convex hulls of the points of either side; 0 below `TOUCHING`.
 
     Args:
         x: Points, about their mean.
         side: ±1, both present.
     """
     distance, _ = _nearest(np.ascontiguousarray(x.numpy()), side, _TOLERANCE, False)
-    return 0.0 if distance <= TOUCHING * float(x.square().sum(1).mean()) ** 0.5 else float(distance)
+    return 0.0 if distance <= _least(x) else float(distance)
 
 
 def separated(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> bool | None:
-    """Whether a hyperplane separates the points of either side; None where float64 does not tell.
+    """Whether the hulls of the points of either side are further apart than `TOUCHING`; None if that was not found out.
 
-    As `hull_distance`, but it stops at the first hyperplane that does.
+    As `hull_distance`, but it stops at the first hyperplane that tells.
     """
     distance, apart = _nearest(np.ascontiguousarray(x.numpy()), side, 0.0, True)
     if apart:
         return True
-    return False if distance <= _SURE * float(x.square().sum(1).mean()) ** 0.5 else None
+    return False if distance <= _least(x) else None
+
+
+def _least(x: Float[Tensor, "n r"]) -> float:
+    return TOUCHING * float(x.norm(dim=1).max())
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -156,7 +162,7 @@ def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
     when none is steep; or, with `any_plane`, when a plane across Σ z v has the sides on either side of it.
 
     Returns:
-        The distance, and whether the last plane separates the sides beyond rounding.
+        The distance, and whether the last plane keeps the sides further apart than `TOUCHING`.
     """
     n, r = x.shape
     cap = min(n, r + 1) + 1
@@ -200,7 +206,7 @@ def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
             length = 0.0
             for a in range(r):
                 length += u[a] * u[a]
-            apart = gap > 1e-13 * longest * np.sqrt(length)
+            apart = gap > TOUCHING * longest * np.sqrt(length)
             if any_plane and apart:
                 break
             if kappa * (1 - total) - gap <= tolerance * kappa:

@@ -9,6 +9,7 @@
 from geophone.claims import Claim, judge
 from geophone.data import ImageData, Split, load
 from geophone.errors import GeophoneError
+from geophone.geometry import manifold_geometry
 from geophone.gradients import input_gradients
 from geophone.measure import compare, measure
 from geophone.metrics import Metric, Undefined, metric
@@ -59,6 +60,7 @@ __all__ = [
     "load",
     "load_model",
     "load_plugin",
+    "manifold_geometry",
     "measure",
     "metric",
     "published",

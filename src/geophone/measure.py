@@ -1,6 +1,7 @@
 """One pass over the data for every metric, layer and perturbation: from a network and images to rows of the table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,20 @@ from geophone import table
 from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined, default_metrics
+from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb import grid
-from geophone.record import Reduce, check_labels, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
+from geophone.perturb.attacks.base import draws_of, eot_row
+from geophone.record import (
+    RandomProjection,
+    Reduce,
+    check_labels,
+    check_ran,
+    layers_of,
+    logits_of,
+    spatial_mean,
+    tap,
+    unwrapped,
+)
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.types import (
@@ -57,6 +70,7 @@ def measure(
     *,
     batch_size: int = 256,
     reduce: Reduce = spatial_mean,
+    features: int = 2000,
     seed: int = 0,
     columns: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -65,7 +79,8 @@ def measure(
 
     Each batch goes through the network clean and under every perturbation; every layer's responses are reduced inside
     the hook, summed into statistics and dropped. Memory is O(perturbations · layers · d²) however many the images.
-    The network is in eval mode meanwhile and restored after; TF32 and autocast are off.
+    The network is in eval mode meanwhile and restored after; TF32 and autocast are off. Of a network with noise, rows
+    `eot_draws` say over how many draws of it the gradients of each attack were averaged.
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
@@ -75,12 +90,14 @@ def measure(
         metrics: Names of registered metrics; default all but those that are measured only when asked for.
         batch_size: Images per batch. Results do not depend on it, beyond rounding.
         reduce: From a response `[n, ...]` to `[n, d]`; default the mean over space.
-        seed: Keys the perturbations' randomness and the shuffled labels.
+        features: To how many dimensions whole responses are projected, at most, for metrics that read these.
+        seed: Keys the perturbations' randomness, the shuffled labels and the projection.
         columns: Values for the table's columns job, dataset, model, recipe, seed and epoch.
         progress: Called with (steps done, steps in all).
 
     Raises:
-        GeophoneError: bad images or labels, unknown layers or metrics, a network that gives no finite logits.
+        GeophoneError: bad images or labels, unknown layers or metrics, a network that gives no finite logits, or
+            perturbations of one whose noise is frozen.
 
     >>> measure(model, "fashion_mnist_mini", "LinfPGD(eps=8/255)", ["relu*"], ["accuracy", "cka"])
     """
@@ -93,7 +110,10 @@ def measure(
             fitted(p, split.x.shape) for p in (grid(perturbations) if isinstance(perturbations, str) else perturbations)
         )
     ]
+    if len(conditions) > 1:
+        refuse_frozen(model, "Robustness")
     wanted = [] if layers is None else layers_of(model, layers)
+    project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
     depth: dict[str, int] = {}
     shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]
     steps = -(-len(split) // batch_size) * len(conditions)
@@ -108,11 +128,11 @@ def measure(
                 x = batch.x
                 if condition.perturbation is not None:
                     x = _perturbed(condition.perturbation, batch, model, seed, weaker)
-                logits, responses = _responses(model, x, layers, reduce)
+                logits, responses, points = _responses(model, x, layers, reduce, project)
                 check_ran(wanted, responses)
                 if condition.perturbation is None:
                     check_labels(batch.y, logits)
-                _sum_up(condition, chosen, batch, x, logits, responses, shuffled_y, clean)
+                _sum_up(condition, chosen, batch, x, logits, responses, points, shuffled_y, clean)
                 if condition.perturbation is None:
                     clean = responses
                     depth = {name: i for i, name in enumerate(responses)}
@@ -120,7 +140,14 @@ def measure(
                 if progress is not None:
                     progress(done, steps)
     given = dict(columns or {})
-    return table.frame({**given, **row} for c in conditions for row in _rows(c, chosen, depth))
+    rows = (row for c in conditions for row in (*_rows(c, chosen, depth), *_averaging(c, model, len(split))))
+    return table.frame({**given, **row} for row in rows)
+
+
+def _averaging(condition: _Condition, model: Model, n: int) -> Iterator[dict[str, Any]]:
+    """Of an attack on a stochastic network, how its gradients were averaged."""
+    if condition.columns["family"] == "attack" and is_stochastic(model):
+        yield {**condition.columns, **eot_row(draws_of(condition.perturbation, True)), "n": n}
 
 
 def _perturbed(
@@ -143,10 +170,11 @@ def _perturbed(
 
 
 def _responses(
-    model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce
-) -> tuple[Tensor, dict[str, Tensor]]:
-    with tap(model, layers, reduce) as seen:
-        return logits_of(unwrapped(model), x), dict(seen)
+    model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce, project: Reduce | None = None
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The logits, what every layer answers reduced, and the same projected."""
+    with tap(model, layers, reduce) as seen, tap(model, layers, project) if project else nullcontext({}) as points:
+        return logits_of(unwrapped(model), x), dict(seen), dict(points)
 
 
 def _sum_up(
@@ -156,6 +184,7 @@ def _sum_up(
     x: Tensor,
     logits: Tensor,
     responses: dict[str, Tensor],
+    points: dict[str, Tensor],
     shuffled_y: Tensor,
     clean: dict[str, Tensor],
 ) -> None:
@@ -169,8 +198,8 @@ def _sum_up(
             if perturbed:
                 condition.add(None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1), batch.index))
         else:
-            for layer, response in responses.items():
-                if reads == "responses":
+            for layer, response in (points if reads == "points" else responses).items():
+                if reads != "pair":
                     labelled = Batch(batch.x, shuffled_y, batch.index) if shuffled else batch
                     condition.add(layer, statistic, shuffled, labelled.with_rows(response))
                 elif layer in clean:
@@ -260,7 +289,7 @@ def compare(
     depth: dict[str, int] = {}
     with evaluating(first), evaluating(second), full_precision(), deterministic(), torch.no_grad():
         for batch in as_split(data).near(first).batches(batch_size):
-            (_, ours), (_, theirs) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
+            (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
             depth = {name: i for i, name in enumerate(ours)}
             if not ours.keys() & theirs.keys():
                 raise GeophoneError(

@@ -6,13 +6,16 @@ reduced or copied inside the hook, before anything else runs.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from geophone.errors import GeophoneError, unknown
+from geophone.geometry.clouds import projection
 from geophone.rng import stream
 from geophone.types import Batch, Model, device_of, passed
 
@@ -58,6 +61,39 @@ def positions(response: Float[Tensor, "n ..."]) -> Float[Tensor, "m d"]:
 
 PLACES = 8
 """At how many places of an image `positions` reads a layer."""
+
+
+@dataclass(frozen=True)
+class RandomProjection:
+    """Every position of every channel, and where these are more than `features`, so many random mixtures of them.
+
+    The matrix is Gaussian with columns of length 1, and the same for all layers of one size: distances keep their
+    proportions to about 1/√(2 features). Memory O(c·h·w · features). `[n, c, h, w]` → `[n, min(c·h·w, features)]`.
+
+    Attributes:
+        features: At most so many units.
+        seed: Keys the matrix.
+    """
+
+    features: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.features < 1:
+            raise GeophoneError(f"features={self.features}: give a whole number of at least 1.")
+
+    def __call__(self, response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """Responses in at most `features` units."""
+        flat = response.flatten(1)
+        if flat.shape[1] <= self.features:
+            return flat
+        return flat @ _projection(flat.shape[1], self.features, self.seed, flat.dtype, flat.device)
+
+
+@lru_cache(maxsize=8)
+def _projection(d: int, features: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return projection(d, features, seed).to(device, dtype)
+
 
 REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten, positions)}
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geophone.metrics import ClassPoints
 from geophone.registry import METRICS
 from geophone.rng import stream
 from geophone.stats import (
@@ -41,7 +42,7 @@ def splits(draw):
 
 
 def test_all_statistics_are_reached_through_the_metrics():
-    responses, pairs = {Activity, ClassMeans, Moments, Sample}, {CrossMoments, Displacement, PairSample}
+    responses, pairs = {Activity, ClassMeans, ClassPoints, Moments, Sample}, {CrossMoments, Displacement, PairSample}
     assert set(STATISTICS) == responses | pairs | {Lengths, Outcomes}
 
 

@@ -14,7 +14,7 @@ from geophone.stats.statistic import double
 FORM = "Give a list of P arrays [m, d], points first: one for each manifold, all with the same d."
 
 
-def as_clouds(manifolds: Sequence[Any], least: int = 2) -> list[Float[Tensor, "m d"]]:
+def as_clouds(manifolds: Sequence[Any], least: int = 2) -> list[Float[Tensor, "_ d"]]:
     """Point clouds as float64 tensors, each on its own device, checked.
 
     Args:
@@ -52,7 +52,7 @@ def projection(d: int, features: int, seed: int) -> Float[Tensor, "d features"]:
     return matrix / matrix.norm(dim=0)
 
 
-def projected(clouds: Sequence[Float[Tensor, "m d"]], features: int, seed: int) -> list[Float[Tensor, "m features"]]:
+def projected(clouds: Sequence[Float[Tensor, "_ d"]], features: int, seed: int) -> list[Float[Tensor, "_ _"]]:
     """Clouds in so many random directions, the same for all: see `projection`."""
     matrix = projection(clouds[0].shape[1], features, seed).to(clouds[0].device)
     return [cloud @ matrix for cloud in clouds]

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from geophone.errors import GeophoneError
+from geophone.geometry.compiled import compiled
 from geophone.geometry.nnls import in_threads
 from geophone.rng import stream
 
@@ -108,7 +108,7 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 1
     return Directions(basis.T @ found[chosen], tuple(residuals))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _cost(x, gram, v, gradient):  # type: ignore[no-untyped-def]
     """The cost at V, its gradient into `gradient`, and the least residual length."""
     p = x.shape[0]
@@ -136,7 +136,7 @@ def _cost(x, gram, v, gradient):  # type: ignore[no-untyped-def]
     return 0.5 * total, np.sqrt(r.min())
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _descend(x, v):  # type: ignore[no-untyped-def]
     """Descent on orthonormal V with steps of Barzilai and Borwein and a line search that looks back ten costs.
 

@@ -113,7 +113,9 @@ def manifold_geometry(
 
     with D the dimensions of the manifold; where t violates no constraint, the anchor is the point with the largest
     t·s_i. α = P / Σ 1/α_μ; R and D are means. Capacity is bounded by the sample: m points of a manifold of many
-    dimensions have 2/m, the floor that is printed beside every capacity. Cost O(P m² d + P n_t m a), a the points in an anchor.
+    dimensions have 2/m, the floor that is printed beside every capacity.
+
+    Cost: O(P m² d + P n_t m a), a the points in an anchor.
 
     Args:
         manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds.

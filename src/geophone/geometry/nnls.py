@@ -12,10 +12,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import njit
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
+
+from geophone.geometry.compiled import compiled
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Cones(NamedTuple):
     residual: Float[Tensor, " q"]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def lawson_hanson(gram, b, tolerance, z, place, factor, work):  # type: ignore[no-untyped-def]
     """Minimise ½ zᵀGz − bᵀz over z ≥ 0 by the active-set method of Lawson and Hanson.
 
@@ -160,7 +161,7 @@ def lawson_hanson(gram, b, tolerance, z, place, factor, work):  # type: ignore[n
     return size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _solve_all(gram, b, tolerance, z):  # type: ignore[no-untyped-def]
     m = gram.shape[0]
     place = np.empty(m, dtype=np.int64)
@@ -202,7 +203,7 @@ def project(generators: Float[Tensor, "r m"], points: Float[Tensor, "q r"]) -> C
     return Cones(z, residual)
 
 
-def project_all(generators: Sequence[Float[Tensor, "r m"]], points: Sequence[Float[Tensor, "q r"]]) -> list[Cones]:
+def project_all(generators: Sequence[Float[Tensor, "_ _"]], points: Sequence[Float[Tensor, "_ _"]]) -> list[Cones]:
     """Project onto several cones, each its own points: in threads on a CPU, elsewhere all of one size at once.
 
     On another device, whatever `project_batched` leaves above `ACCEPTED` is solved again on the CPU.

@@ -45,9 +45,19 @@ from geophone.metrics.alignment import (
     rsa_whitened,
 )
 from geophone.metrics.alike import Alike, alike, compact
+from geophone.metrics.manifolds import (
+    ClassPoints,
+    center_correlation,
+    manifold_capacity,
+    manifold_capacity_floor,
+    manifold_center_rank,
+    manifold_dimension,
+    manifold_radius,
+)
 
 __all__ = [
     "Alike",
+    "ClassPoints",
     "Metric",
     "Undefined",
     "accuracy",
@@ -55,6 +65,7 @@ __all__ = [
     "alike",
     "angular_distance",
     "cca",
+    "center_correlation",
     "cka",
     "cka_biased",
     "cka_deconfounded",
@@ -75,6 +86,11 @@ __all__ = [
     "knn_overlap",
     "linear_regression_r2",
     "loss",
+    "manifold_capacity",
+    "manifold_capacity_floor",
+    "manifold_center_rank",
+    "manifold_dimension",
+    "manifold_radius",
     "margin",
     "mean_response",
     "metric",

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from geophone.errors import GeophoneError
+from geophone.geometry.dimensions import two_nn_dimension
 from geophone.metrics.metric import Metric, Undefined, metric
 from geophone.registry import METRICS
 from geophone.stats import Displacement, Moments, Sample
@@ -105,25 +105,10 @@ def two_nn(sample: Sample) -> float:
     References:
         Facco et al. 2017, arXiv:1803.06992.
     """
-    x = sample.x.unique(dim=0)
-    if len(x) < 20:
-        raise Undefined(f"needs at least 20 different responses, has {len(x)}")
-    nearest = torch.cat([_two_nearest(part, x) for part in x.split(1024)])
-    ratio = (nearest[:, 1] / nearest[:, 0]).log().sort().values
-    m = len(ratio)
-    kept = ratio[: int(0.9 * m)]
-    rank = torch.arange(1, len(kept) + 1, dtype=kept.dtype, device=kept.device) / m
-    bottom = float(kept @ kept)
-    if bottom == 0:
-        raise Undefined("every response is as far from its second neighbour as from its first")
-    return float(-(1 - rank).log() @ kept) / bottom
-
-
-def _two_nearest(part: Float[Tensor, "p d"], x: Float[Tensor, "m d"]) -> Float[Tensor, "p 2"]:
-    """Distances from some of the points to their two nearest other points of x."""
-    # By differences: expanding the square would lose the digits that tell near points apart.
-    distance = torch.cdist(part, x, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.topk(3, largest=False, sorted=True).values[:, 1:]
+    try:
+        return two_nn_dimension(sample.x)
+    except GeophoneError as error:
+        raise Undefined(str(error)) from None
 
 
 def _check_varies(moments: Moments, least: int) -> None:

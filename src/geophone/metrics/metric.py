@@ -45,7 +45,7 @@ class Metric:
 
     @property
     def reads(self) -> str:
-        """What the statistic reads: "responses", "logits", "pair" or "images"."""
+        """What the statistic reads: "responses", "points", "logits", "pair" or "images"."""
         return self.statistic.reads
 
     def __call__(self, *data: Any) -> Any:

@@ -1,0 +1,16 @@
+"""How this package compiles what its loops are slow in."""
+
+from collections.abc import Callable
+from inspect import unwrap
+from typing import Any
+
+from numba import njit
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: compile a function of plain arrays once, keep it on disk, and let the interpreter's lock go in it.
+
+    What checks of types were put around the function is left off: they take tensors, and nothing else can be compiled.
+    """
+    made: Callable[..., Any] = njit(cache=True, nogil=True)(unwrap(function))
+    return made

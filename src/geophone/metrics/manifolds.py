@@ -1,0 +1,119 @@
+"""Population geometry of class manifolds: how well a linear readout can tell a layer's classes apart, and why."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from geophone.errors import GeophoneError
+from geophone.geometry.mean_field import ManifoldGeometry, manifold_geometry
+from geophone.metrics.metric import Undefined, metric
+from geophone.stats import Sample
+
+WITHIN = 1.96
+"""Standard errors to each side of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class ClassPoints(Sample):
+    """Of every class the 50 examples whose index has the smallest hash: its manifold, as a cloud of points."""
+
+    reads: ClassVar[str] = "points"
+    per_class: ClassVar[int] = 50
+
+    @cached_property
+    def geometry(self) -> ManifoldGeometry:
+        """The mean-field analysis, done once for all metrics that read it.
+
+        Raises:
+            Undefined: fewer than two classes, a class of one image, or no analysis of these points.
+        """
+        clouds = [self.x[self.y == label] for label in self.y.unique()]
+        if len(clouds) < 2:
+            raise Undefined("needs images of at least two classes")
+        if min(len(cloud) for cloud in clouds) < 2:
+            raise Undefined("a class has one image only, which is no manifold")
+        try:
+            return manifold_geometry(clouds)
+        except Undefined:
+            raise
+        except GeophoneError as reason:
+            raise Undefined(str(reason)) from None
+
+
+def _interval(value: str) -> Callable[[ClassPoints], tuple[float, float]]:
+    """95 % over the samples of t: ± 1.96 standard errors. It says nothing of other images."""
+
+    def bounds(points: ClassPoints) -> tuple[float, float]:
+        found = points.geometry
+        centre, half = getattr(found, value), WITHIN * getattr(found, f"{value}_se")
+        return centre - half, centre + half
+
+    return bounds
+
+
+@metric(ClassPoints, when="asked", interval=_interval("capacity"))
+def manifold_capacity(points: ClassPoints) -> float:
+    """Mean-field capacity α of a layer's class manifolds: classes per feature that a hyperplane separates. In (0, 2].
+
+    The harmonic mean over classes, each of up to 50 images, after the directions that the classes' centres share are
+    taken away; see `geophone.geometry.manifold_geometry`. What is near 2/M (`manifold_capacity_floor`) says nothing
+    but that M images of a class are that many points in many directions. The interval is that of the samples of t.
+
+    Raises:
+        Undefined: fewer than two classes, a class of one image, or classes whose centres coincide.
+
+    References:
+        Chung, Lee & Sompolinsky 2018, arXiv:1710.06487; Cohen et al. 2020, doi:10.1038/s41467-020-14578-5.
+    """
+    return points.geometry.capacity
+
+
+@metric(ClassPoints, when="asked", interval=_interval("radius"))
+def manifold_radius(points: ClassPoints) -> float:
+    """Radius R of a layer's class manifolds in units of their centres' length, mean over classes. At least 0.
+
+    Raises:
+        Undefined: as `manifold_capacity`.
+    """
+    return points.geometry.radius
+
+
+@metric(ClassPoints, when="asked", interval=_interval("dimension"))
+def manifold_dimension(points: ClassPoints) -> float:
+    """Dimension D of a layer's class manifolds, as far as a linear readout meets it, mean over classes. In [0, M - 1].
+
+    Raises:
+        Undefined: as `manifold_capacity`.
+    """
+    return points.geometry.dimension
+
+
+@metric(ClassPoints, when="asked")
+def center_correlation(points: ClassPoints) -> float:
+    """Mean |cos| between the centres of a layer's class manifolds, about their mean. In [0, 1].
+
+    Raises:
+        Undefined: as `manifold_capacity`.
+    """
+    return points.geometry.center_correlation
+
+
+@metric(ClassPoints, when="asked")
+def manifold_center_rank(points: ClassPoints) -> float:
+    """How many directions the classes' centres share, K: those were taken away before capacity was measured.
+
+    Raises:
+        Undefined: as `manifold_capacity`.
+    """
+    return float(points.geometry.k)
+
+
+@metric(ClassPoints, when="asked")
+def manifold_capacity_floor(points: ClassPoints) -> float:
+    """The capacity 2/M that M images of a class have where they point in as many directions: the sample's floor.
+
+    Raises:
+        Undefined: as `manifold_capacity`.
+    """
+    return points.geometry.floor

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--threads N] [--repeats N] [--device cuda]`; `--help` lists the names."""
+"""`python -m benchmarks [NAME ...] [--threads N] [--repeats N] [--device cuda] [--quick]`; `--help` lists the names."""
 
 import click
 import torch
@@ -10,6 +10,7 @@ from benchmarks.attacks import attack
 from benchmarks.compare import HEAD, machine, peak_mib, ratio, seconds
 from benchmarks.corruptions import corruptions
 from benchmarks.gradients import gradients
+from benchmarks.manifolds import manifolds
 from benchmarks.similarity import similarities
 from geophone.data import ImageData, Split, fashion_mnist_mini
 from geophone.measure import measure
@@ -103,7 +104,10 @@ def training(repeats: int, device: str) -> None:
             print(ratio(name, ours, bare, repeats))
 
 
-ALL = {f.__name__: f for f in (recording, memory, attack, training, adversarial, corruptions, gradients, similarities)}
+ALL = {
+    f.__name__: f
+    for f in (recording, memory, attack, training, adversarial, corruptions, gradients, similarities, manifolds)
+}
 
 
 @click.command()
@@ -111,13 +115,14 @@ ALL = {f.__name__: f for f in (recording, memory, attack, training, adversarial,
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-def main(names: tuple[str, ...], threads: int, repeats: int, device: str) -> None:
+@click.option("--quick", is_flag=True, help="`manifolds`: a tenth of the reference's programs, extrapolated.")
+def main(names: tuple[str, ...], threads: int, repeats: int, device: str, quick: bool) -> None:
     """Run benchmarks; default all of them."""
     torch.set_num_threads(threads)
     print(machine())
     for name in names or ALL:
         print(f"\n### {name}\n", flush=True)
-        ALL[name](repeats, device)
+        ALL[name](repeats, device, **({"quick": quick} if name == "manifolds" else {}))
 
 
 main()

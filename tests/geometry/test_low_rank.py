@@ -99,7 +99,7 @@ def test_residuals_are_the_mean_cosines_that_are_left():
 
 
 def test_the_published_choice_is_the_most_stable_start_and_ours_the_cheapest(monkeypatch):
-    fits = iter([(np.eye(5, 1), 3.0, 0.9), (np.eye(5, 1, -1), 2.0, 0.1)] * 40)
+    fits = iter([(np.eye(5, 1), 3.0, 0.9), (np.eye(5, 1, -1), 2.0, 0.3)] * 40)
     monkeypatch.setattr(low_rank, "_descend", lambda x, start: next(fits))
     x = np.random.default_rng(0).normal(size=(6, 5))
     monkeypatch.setattr(low_rank, "mean_cosine", lambda x: 0.5 if next(counter) else 1.0)
@@ -108,6 +108,17 @@ def test_the_published_choice_is_the_most_stable_start_and_ours_the_cheapest(mon
     assert abs(fit_directions(x, restarts=2).basis[:, 0] @ axes[1]) > 0.99
     counter = iter([0, 1, 2, 2, 2, 2, 2, 2, 2])
     assert abs(fit_directions(x, restarts=2, published=True).basis[:, 0] @ axes[0]) > 0.99
+
+
+def test_a_fit_that_leaves_next_to_nothing_of_a_centre_is_kept_only_where_none_leaves_more(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(6, 5))
+    axes = np.linalg.svd(x - x.mean(0), full_matrices=False)[2]
+    for leasts, kept in (((0.9, 0.1), 0), ((0.1, 0.05), 0), ((0.3, 0.25), 1)):
+        fits = iter([(np.eye(5, 1), 3.0, leasts[0]), (np.eye(5, 1, -1), 2.0, leasts[1])] * 40)
+        counter = iter([0, 1, 2, 2, 2, 2, 2, 2, 2])
+        monkeypatch.setattr(low_rank, "_descend", lambda x, start, fits=fits: next(fits))
+        monkeypatch.setattr(low_rank, "mean_cosine", lambda x, counter=counter: 0.5 if next(counter) else 1.0)
+        assert abs(fit_directions(x, restarts=2).basis[:, 0] @ axes[kept]) > 0.99
 
 
 def test_two_centres_share_nothing_and_the_published_code_cannot_take_them():

@@ -119,10 +119,11 @@ def manifold_geometry(
 
     Args:
         manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds.
-        mode: "default": any P from 2; the mean of centres is taken off; as few directions as none are taken away, the
-            fit of lowest cost counts, and D is the rank of the manifold's points. "reference": as the public Python
-            code does, with its definitions (specification §1): the mean of all points is taken off, one direction is
-            taken away at least, the most stable fit counts, and D = min(d, m).
+        mode: "default": any P from 2; the mean of centres is taken off, the directions taken away can be none, of
+            several fits the cheapest that leaves a fifth of every centre counts, and D is the rank of the manifold's
+            points. "reference": as the public Python code does, with its definitions (specification §1): the mean of
+            all points is taken off, one direction is taken away at least, the most stable fit counts, and
+            D = min(d, m).
         kappa: The margin, at least 0.
         n_t: Samples of t for each manifold.
         n_reps: Starts of each fit of shared directions (10 in the public code, 1 in its `analyze`).

@@ -46,6 +46,7 @@ from geophone.metrics.alignment import (
 )
 from geophone.metrics.alike import Alike, alike, compact
 from geophone.metrics.manifolds import (
+    METRICS_OF_MANIFOLDS,
     ClassPoints,
     center_correlation,
     manifold_capacity,
@@ -56,6 +57,7 @@ from geophone.metrics.manifolds import (
 )
 
 __all__ = [
+    "METRICS_OF_MANIFOLDS",
     "Alike",
     "ClassPoints",
     "Metric",

@@ -117,3 +117,14 @@ def manifold_capacity_floor(points: ClassPoints) -> float:
         Undefined: as `manifold_capacity`.
     """
     return points.geometry.floor
+
+
+METRICS_OF_MANIFOLDS = (
+    "manifold_capacity",
+    "manifold_capacity_floor",
+    "manifold_radius",
+    "manifold_dimension",
+    "center_correlation",
+    "manifold_center_rank",
+)
+"""Names of all that is read off one analysis."""

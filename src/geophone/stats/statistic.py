@@ -15,9 +15,9 @@ S = TypeVar("S")
 class Statistic(Protocol):
     """A frozen dataclass of float64 tensors that summarises a set of examples.
 
-    `reads` says what `of` takes: "responses" (a `Batch` of `[n, d]`), "points" (the same, of
-    whole responses that are projected to fewer units and not averaged), "logits" (a `Batch` of `[n, k]`), "pair" (a
-    `Pair` of aligned `[n, p]` and `[n, q]`) or "images" (a `Pair` of clean and perturbed images `[n, d]`).
+    `reads` says what `of` takes: "responses" (a `Batch` of `[n, d]`), "points" (the same, of whole
+    responses, projected to fewer units where they are many), "logits" (a `Batch` of `[n, k]`), "pair" (a `Pair` of
+    aligned `[n, p]` and `[n, q]`) or "images" (a `Pair` of clean and perturbed images `[n, d]`).
     """
 
     reads: ClassVar[str]

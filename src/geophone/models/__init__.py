@@ -13,6 +13,7 @@ from geophone.models.networks import (
     wide_resnet,
 )
 from geophone.models.stochastic import GaussianResponse, PoissonLike, ResponseNoise, frozen, silenced
+from geophone.models.vone import VOneBlock, VOneCNN, gabors
 
 __all__ = [
     "GaussianResponse",
@@ -22,8 +23,11 @@ __all__ = [
     "ResNet20",
     "ResponseNoise",
     "SmallCNN",
+    "VOneBlock",
+    "VOneCNN",
     "WideResNet",
     "frozen",
+    "gabors",
     "load_model",
     "resnet18",
     "resnet20",

@@ -4,6 +4,8 @@ Those in use have slots 0 … size - 1: `place` says which generator, `z` its mu
 the Cholesky factor of their Gram matrix. What fills the slots, and from how many candidates, is the kernel's business.
 """
 
+from typing import no_type_check
+
 import numpy as np
 from numba import njit
 
@@ -14,6 +16,7 @@ _FAST = {"reassoc", "contract"}  # sums may be reordered, so that they fill vect
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
 def enter(factor, size, row, length):  # type: ignore[no-untyped-def]
     """Add a generator to the factor: O(size²). False, and nothing is added, if it is in the span of those in use.
 
@@ -39,6 +42,7 @@ def enter(factor, size, row, length):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
 def leave(factor, place, z, target, size, out):  # type: ignore[no-untyped-def]
     """Free one slot; those after it move up, and Givens rotations make the factor triangular again: O(size²)."""
     for i in range(out, size - 1):
@@ -56,6 +60,7 @@ def leave(factor, place, z, target, size, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
 def settle(factor, place, z, target, size, solution):  # type: ignore[no-untyped-def]
     """Move the multipliers to the minimum over those in use; whatever reaches 0 on the way leaves. The new size.
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
+from geophone.geometry.active_set import enter, settle
 from geophone.geometry.compiled import compiled
 
 Array = NDArray[np.float64]
@@ -24,9 +25,6 @@ R = TypeVar("R")
 
 TOLERANCE = 1e-12
 """A generator enters while its slope is above this, relative to its own length and to the largest such slope at 0."""
-
-DEPENDENT = 1e-14
-"""Of a generator's squared length, what must be left outside of the span of those in use for it to enter."""
 
 ACCEPTED = 1e-9
 """The relative KKT residual above which a program is solved again by other means."""
@@ -48,116 +46,62 @@ class Cones(NamedTuple):
 def lawson_hanson(gram, b, tolerance, z, place, factor, work):  # type: ignore[no-untyped-def]
     """Minimise ½ zᵀGz − bᵀz over z ≥ 0 by the active-set method of Lawson and Hanson.
 
-    The factor of the passive set's Gram matrix is kept up: a generator that enters adds a row, one that leaves has its
-    row taken out by Givens rotations. A generator in the span of those in use is passed over.
-
     Args:
         gram: `[m, m]`.
         b: `[m]`.
         tolerance: Relative to the largest b_i/√G_ii.
         z: The answer, `[m]`; what it holds before does not matter.
-        place: Room for `[m]` int64; on return its first entries are the passive set.
+        place: Room for `[m]` int64; on return its first entries are the generators in use.
         factor: Room for `[m, m]`.
-        work: Room for `[4, m]`.
+        work: Room for `[5, m]`.
 
     Returns:
-        The size of the passive set.
+        How many generators are in use.
     """
     m = len(b)
-    slope, solution, row, right = work[0], work[1], work[2], work[3]
-    size = 0
+    slope, row, solution, used, target = work[0], work[1], work[2], work[3], work[4]
+    state = np.zeros(m, dtype=np.int8)  # 0 outside, 1 in use, 2 barred until something enters
     top = 0.0
     for i in range(m):
         z[i] = 0.0
         slope[i] = b[i]
-        if gram[i, i] > 0 and b[i] > top * np.sqrt(gram[i, i]):
-            top = b[i] / np.sqrt(gram[i, i])
-    threshold = tolerance * top
-    passive = np.zeros(m, dtype=np.bool_)
-    barred = np.zeros(m, dtype=np.bool_)
+        if gram[i, i] > 0:
+            top = max(top, b[i] / np.sqrt(gram[i, i]))
+    size = 0
     for _ in range(10 * m + 30):
-        best, entering = threshold, -1
+        best, entering = tolerance * top, -1
         for i in range(m):
-            if not passive[i] and not barred[i] and gram[i, i] > 0:
+            if state[i] == 0 and gram[i, i] > 0:
                 steep = slope[i] / np.sqrt(gram[i, i])
                 if steep > best:
                     best, entering = steep, i
         if entering < 0:
             break
-        left = gram[entering, entering]
         for i in range(size):
-            value = gram[place[i], entering]
-            for j in range(i):
-                value -= factor[i, j] * row[j]
-            row[i] = value / factor[i, i]
-            left -= row[i] * row[i]
-        if left <= DEPENDENT * gram[entering, entering]:
-            barred[entering] = True
+            row[i] = gram[entering, place[i]]
+        if not enter(factor, size, row, gram[entering, entering]):
+            state[entering] = 2
             continue
         for i in range(size):
-            factor[size, i] = row[i]
-        factor[size, size] = np.sqrt(left)
-        place[size] = entering
-        passive[entering] = True
-        size += 1
-        while True:
-            for i in range(size):
-                value = b[place[i]]
-                for j in range(i):
-                    value -= factor[i, j] * right[j]
-                right[i] = value / factor[i, i]
-            for i in range(size - 1, -1, -1):
-                value = right[i]
-                for j in range(i + 1, size):
-                    value -= factor[j, i] * solution[j]
-                solution[i] = value / factor[i, i]
-            step, leaving = 1.0, -1
-            for i in range(size):
-                if solution[i] <= 0:
-                    here = z[place[i]]
-                    share = here / (here - solution[i]) if here > 0 else 0.0
-                    if leaving < 0 or share < step:
-                        step, leaving = share, i
-            if leaving < 0:
-                for i in range(size):
-                    z[place[i]] = solution[i]
-                break
-            for i in range(size):
-                z[place[i]] += step * (solution[i] - z[place[i]])
-            z[place[leaving]] = 0.0
-            out = size - 1
-            while out >= 0:  # all that reached 0, from the last
-                if z[place[out]] <= 0:
-                    z[place[out]] = 0.0
-                    passive[place[out]] = False
-                    if place[out] == entering and step == 0.0:
-                        barred[entering] = True  # it can't grow: rounding had given it a slope
-                    for i in range(out, size - 1):
-                        place[i] = place[i + 1]
-                        for j in range(i + 2):
-                            factor[i, j] = factor[i + 1, j]
-                    size -= 1
-                    for i in range(out, size):  # rows have one entry too many: rotate it away
-                        x, y = factor[i, i], factor[i, i + 1]
-                        length = np.hypot(x, y)
-                        c, s = x / length, y / length
-                        factor[i, i], factor[i, i + 1] = length, 0.0
-                        for j in range(i + 1, size):
-                            u, v = factor[j, i], factor[j, i + 1]
-                            factor[j, i], factor[j, i + 1] = c * u + s * v, c * v - s * u
-                out -= 1
-        changed = False
-        for i in range(m):
-            value = b[i]
-            for j in range(size):
-                value -= gram[i, place[j]] * z[place[j]]
-            slope[i] = value
+            state[place[i]] = 0
+        place[size], used[size], target[size] = entering, 0.0, b[entering]
+        size = settle(factor, place, used, target, size + 1, solution)
+        stayed = False
+        slope[:] = b
         for i in range(size):
-            if place[i] == entering:
-                changed = True
-        if changed:
-            for i in range(m):
-                barred[i] = False
+            state[place[i]] = 1
+            stayed = stayed or place[i] == entering
+            line, much = gram[place[i]], used[i]
+            for j in range(m):
+                slope[j] -= much * line[j]
+        if not stayed:
+            state[entering] = 2  # it can't grow: rounding had given it a slope
+            continue
+        for i in range(m):
+            if state[i] == 2:
+                state[i] = 0
+    for i in range(size):
+        z[place[i]] = used[i]
     return size
 
 
@@ -166,7 +110,7 @@ def _solve_all(gram, b, tolerance, z):  # type: ignore[no-untyped-def]
     m = gram.shape[0]
     place = np.empty(m, dtype=np.int64)
     factor = np.empty((m, m))
-    work = np.empty((4, m))
+    work = np.empty((5, m))
     for q in range(b.shape[0]):
         lawson_hanson(gram, b[q], tolerance, z[q], place, factor, work)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -153,6 +153,7 @@ def _least(x: Float[Tensor, "n r"]) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
 def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
     """The nearest points of two convex hulls, by Wolfe's method on the differences of points of either side.
 
@@ -253,6 +254,7 @@ def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
 def _held_out(gram, side, fold, folds, c):  # type: ignore[no-untyped-def]
     """Balanced accuracy of the squared-hinge machine on each fold in turn, averaged. `gram` has the intercept's 1."""
     n = len(side)
@@ -270,7 +272,7 @@ def _held_out(gram, side, fold, folds, c):  # type: ignore[no-untyped-def]
                 program[i, j] = gram[train[i], train[j]] * side[train[i]] * side[train[j]]
             program[i, i] += 0.5 / c
         z = np.empty(m)
-        lawson_hanson(program, np.ones(m), 1e-12, z, np.empty(m, np.int64), np.empty((m, m)), np.empty((4, m)))
+        lawson_hanson(program, np.ones(m), 1e-12, z, np.empty(m, np.int64), np.empty((m, m)), np.empty((5, m)))
         hits, points = np.zeros(2), np.zeros(2)
         for i in range(n):
             if fold[i] == k:

@@ -28,6 +28,7 @@ UNDEFINED = "rho is undefined in"
 # make Holm's correction harder; they are tested when asked for.
 COMPANIONS = (
     *("class_selectivity_floor", "eta_squared", "mean_response", "participation_ratio"),
+    *(f"{kind}_{what}" for kind in ("manifold", "exemplar") for what in ("capacity_floor", "center_rank")),
     *(f"pca_{kind}" for kind in ("dim_90", "dim_95", "dim_99", "fraction_90", "fraction_99")),
     *(
         f"{family}_difference_{kind}"

@@ -15,6 +15,7 @@ from geophone.files import replacing, write_text
 from geophone.report import charts
 from geophone.report.findings import Findings, findings
 from geophone.report.layer_maps import map_figure, map_panels
+from geophone.report.manifolds import manifold_figures
 from geophone.report.page import page_html
 from geophone.report.panels import (
     accuracy_groups,
@@ -125,5 +126,6 @@ def _figures(found: Findings) -> dict[str, charts.Spec]:
         )
     if maps := map_panels(found.maps, found.series):
         made["layer_maps"] = map_figure(maps)
+    made |= manifold_figures(found)
     sweep = sweep_of(found.table)
     return made if sweep is None else {**made, **sweep_figures(sweep)}

@@ -15,6 +15,7 @@ from geophone.report import charts
 from geophone.report.answer import answer, headline, relation_text
 from geophone.report.findings import Findings
 from geophone.report.layer_maps import depth_panels, map_panels, map_rows, scalar_table
+from geophone.report.manifolds import manifold_section
 from geophone.report.markup import count, legend, select, text
 from geophone.report.panels import (
     accuracy_groups,
@@ -48,6 +49,7 @@ def page_html(found: Findings, provenance: Mapping[str, Any], title: str, claims
         _breaking(found, specs),
         _layers(found, carried, omitted, specs),
         _maps(found, specs),
+        manifold_section(found),
         sweep_section(found.table),
         _relations(found, specs),
         _everything(found, omitted),

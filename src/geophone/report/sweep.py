@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ import polars as pl
 from geophone.report import charts
 from geophone.report.markup import text
 from geophone.report.summary import over_seeds
-from geophone.report.words import in_255ths, measure
+from geophone.report.words import condition_label, in_255ths, measure
 from geophone.scores import type_of
 
 FEWEST = 4
@@ -89,6 +89,8 @@ def sweep_figures(sweep: Sweep) -> dict[str, charts.Spec]:
         "sweep_difference": ("Dimensionality of the difference, perturbed less clean", MEANS, 2, _differences(sweep)),
         "sweep_gradients": ("Input-unit gradients by layer", MEANS, 3, _gradients(sweep)),
         "sweep_networks": ("Beside a plain network, by layer", MEANS, 2, _beside(sweep)),
+        "sweep_tradeoff": ("Accuracy and the geometry of manifolds, mean over layers", MEANS, 3, _tradeoff(sweep)),
+        "sweep_manifolds": ("Manifolds by layer", MEANS, 4, _manifolds(sweep)),
     }
     return {
         name: charts.figure_panels(title, caption, columns, kept)
@@ -102,15 +104,19 @@ def sweep_section(table: pl.DataFrame) -> str:
     sweep = sweep_of(table)
     if sweep is None:
         return ""
-    pictures = "".join(
-        f'<img class="figure" alt="{text(spec["title"]["text"])}" '
-        f'src="data:image/svg+xml;base64,{b64encode(charts.svg(spec).encode()).decode()}">'
-        for spec in sweep_figures(sweep).values()
-    )
     return (
         f'<section id="sweep"><h2>Over {text(sweep.name)}</h2>\n'
         f'<p class="caption">Recipes that differ in {text(sweep.name)} alone; Standard is 0. The same figures lie in '
-        f"the folder figures/.</p>\n{pictures}</section>"
+        f"the folder figures/.</p>\n{pictures(sweep_figures(sweep))}</section>"
+    )
+
+
+def pictures(figures: Mapping[str, charts.Spec]) -> str:
+    """Figures as pictures in a page."""
+    return "".join(
+        f'<img class="figure" alt="{text(spec["title"]["text"])}" '
+        f'src="data:image/svg+xml;base64,{b64encode(charts.svg(spec).encode()).decode()}">'
+        for spec in figures.values()
     )
 
 
@@ -254,6 +260,57 @@ def _gradients(sweep: Sweep) -> list[Panel | None]:
 def _beside(sweep: Sweep) -> list[Panel | None]:
     """How alike networks and the plain one of their seed are; at 0, plain ones of two seeds."""
     return [_profile(sweep, metric, metric.upper(), "networks") for metric in ("pwcca", "cka")]
+
+
+def _manifolds(sweep: Sweep) -> list[Panel | None]:
+    """Class manifolds of clean images; exemplar manifolds, and their overlap, under the strongest attack of each."""
+    attacked = (pl.col("family") == "attack") & (pl.col("metric") == "exemplar_width")
+    levels = sweep.rows.filter(attacked)["level"]
+    strongest = pl.col("level") == (0.0 if levels.is_empty() else levels.max())
+    classes = ("manifold_capacity", "manifold_radius", "manifold_dimension", "center_correlation")
+    exemplars = ("exemplar_capacity", "exemplar_width", "exemplar_center_correlation", "clean_separability")
+    return [
+        *(_profile(sweep, metric, measure(metric).title) for metric in classes),
+        *(_profile(sweep, metric, measure(metric).title, "attack", strongest) for metric in exemplars),
+    ]
+
+
+def _tradeoff(sweep: Sweep) -> list[Panel | None]:
+    """Accuracy, and measures of manifolds, against the number: a line for each condition."""
+    manifolds = sweep.rows.filter(pl.col("metric").is_in(["manifold_capacity", "exemplar_width"]))
+    if manifolds.is_empty():
+        return []
+    plain = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy") & pl.col("family").is_in(["clean", "attack"]))
+    panels = [_conditions(sweep, plain, "accuracy", "%")]
+    layers = ("manifold_capacity", "manifold_dimension", "manifold_radius", "exemplar_width", "clean_separability")
+    for metric in layers:
+        rows = sweep.rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric))
+        panels.append(_conditions(sweep, rows.drop_nulls("value"), measure(metric).title))
+    return panels
+
+
+def _conditions(sweep: Sweep, rows: pl.DataFrame, title: str, form: str = ".3~f") -> Panel | None:
+    """Means over layers with intervals against the number, evenly spaced; a line for each condition."""
+    if rows.is_empty():
+        return None
+    where = ["family", "perturbation", "level"]
+    rows = rows.group_by(*NETWORK, *where, maintain_order=True).agg(pl.col("value").mean())
+    labels = {condition: condition_label(*condition) for condition in rows.select(where).unique().rows()}
+    named = rows.with_columns(
+        label=pl.Series([labels[condition] for condition in rows.select(where).rows()], dtype=pl.String)
+    )
+    shown = named.unique("label").sort("family", "level", "label", maintain_order=True)["label"].to_list()
+    shown.sort(key=lambda label: label != "clean images")
+    x = alt.X("swept:O", title=sweep.name, sort=sweep.values, axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
+    y = alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5), scale=alt.Scale(zero=False, padding=6))
+    legend = alt.Legend(title=None, orient="bottom", columns=1, labelLimit=300)
+    colour = alt.Scale(domain=shown, range=[charts.style(i)["colour"] for i in range(len(shown))])
+    base = alt.Chart().encode(x=x, color=alt.Color("label:N", scale=colour, sort=shown, legend=legend))
+    bars = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    line = base.mark_line(strokeWidth=1.7).encode(y=y)
+    points = base.mark_point(filled=True, size=45, opacity=1).encode(y=y)
+    layers = alt.layer(bars, line, points, data=alt.Data(name="rows"), title=title, width=270, height=220)
+    return charts.styled(layers), _over_seeds(named, ["label"])
 
 
 def _lines(sweep: Sweep, rows: pl.DataFrame, x: alt.X, place: str, title: str, form: str, share: bool = False) -> Panel:

@@ -160,6 +160,49 @@ MEASURES: dict[str, Measure] = {
         (0.0, inf),
         _DIRECTIONS[0],
     ),
+    "exemplar_capacity": Measure(
+        "Capacity of exemplar manifolds",
+        "Manifolds of shaken copies of one image that a linear readout tells apart, per feature. At most 2; 2/copies "
+        "for clouds without structure. Higher: easier to tell apart.",
+        (0.0, inf),
+        "how many images' copies a readout can tell apart",
+    ),
+    "exemplar_radius": Measure(
+        "Radius of exemplar manifolds",
+        "How far copies of an image spread, over the distance of their centre from that of all. Higher: more spread.",
+        (0.0, inf),
+        "how far copies of an image spread",
+    ),
+    "exemplar_dimension": Measure(
+        "Dimension of exemplar manifolds",
+        "Over how many directions copies of an image spread, as a linear readout sees it.",
+        (0.0, inf),
+        "over how many directions copies of an image spread",
+    ),
+    "exemplar_width": Measure(
+        "Width of exemplar manifolds",
+        "Radius times the root of the dimension, mean over images. Higher: copies of an image lie further apart.",
+        (0.0, inf),
+        "how wide the copies of an image lie",
+    ),
+    "exemplar_center_correlation": Measure(
+        "Correlation of exemplars' centres",
+        "Mean |cos| between the centres of images' copies. Lower: easier to tell apart.",
+    ),
+    "exemplar_center_rank": Measure(
+        "Shared directions of exemplars' centres",
+        "Directions that the centres share and that are taken away.",
+        (0.0, inf),
+    ),
+    "exemplar_capacity_floor": Measure(
+        "Floor of exemplars' capacity", "2/copies: the capacity of clouds without structure.", (0.0, inf)
+    ),
+    "clean_separability": Measure(
+        "Separability of clean and shaken copies",
+        "Held-out accuracy of a linear classifier between clean and shaken copies of one image, mean over images. 0.5: "
+        "they overlap; 1: they lie apart.",
+        gloss="how well clean and shaken copies of an image can be told apart",
+    ),
     "active_fraction": Measure(
         "Active fraction",
         "Share of responses above zero. Higher: denser, less sparse responses.",
@@ -252,15 +295,15 @@ def p_value(p: float) -> str:
 
 def in_255ths(perturbation: str) -> bool:
     """Whether an attack moves single pixels by at most eps (l∞), which is usual to say in 255ths."""
-    return "Linf" in perturbation or perturbation.startswith("FGSM")
+    return "Linf" in perturbation or perturbation.startswith(("FGSM", "RandomSign"))
 
 
 def level_label(family: str, perturbation: str, level: float | None) -> str:
-    """How strong: an l∞ attack's radius as so many 255ths where it is round in them, else plainly; empty if none."""
+    """How strong: a radius in l∞ as so many 255ths where it is round in them, else plainly; empty if none."""
     if level is None:
         return ""
     plain, quarters = f"{level:.3g}", round(level * 255 * 4)
-    radius = family == "attack" and in_255ths(perturbation)
+    radius = family in ("attack", "noise") and in_255ths(perturbation)
     if radius and not isclose(float(plain), level) and isclose(quarters / 255 / 4, level, rel_tol=1e-4):
         return f"{quarters / 4:g}/255"
     return plain

@@ -2,6 +2,7 @@
 
 from geophone.study.comparison import Comparison, LayerMap
 from geophone.study.execute import process_executor, ray_executor, run_study
+from geophone.study.geometry import PopulationGeometry
 from geophone.study.job import Job, run_job
 from geophone.study.selectivity import Selectivity
 from geophone.study.similarity import RobustSimilarity
@@ -12,6 +13,7 @@ __all__ = [
     "Demo",
     "Job",
     "LayerMap",
+    "PopulationGeometry",
     "RobustSimilarity",
     "Selectivity",
     "Study",

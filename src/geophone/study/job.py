@@ -16,6 +16,7 @@ from geophone.data import ImageData, Split, load
 from geophone.errors import unknown
 from geophone.files import make_folder, write_text
 from geophone.gradients import input_gradients
+from geophone.manifolds import exemplar_manifolds
 from geophone.measure import measure
 from geophone.metrics import default_metrics
 from geophone.models.load import save_network
@@ -25,6 +26,7 @@ from geophone.registry import METRICS, MODELS, RECIPES, parse_call
 from geophone.robustness import curves, with_radius
 from geophone.train import Training, catastrophic_overfitting, fit, initialised, kept, watched
 from geophone.train.loop import content
+from geophone.train.recipes import network_of
 from geophone.train.validation import single_step
 from geophone.types import Recipe, describe, family_name
 
@@ -53,6 +55,10 @@ class Job:
         batch_size: Images per batch while measuring.
         curves: Attacks as code whose robust accuracy is measured over the radius; theirs is left out.
         gradients: On how many of the test images the gradients of all units are measured; 0 for none.
+        exemplars: Registered perturbations as code that exemplar manifolds are made with; none for no such manifolds.
+        exemplar_images: Of how many of the test images.
+        exemplar_copies: How many copies of each.
+        features: To how many dimensions manifolds are projected, of classes and of exemplars.
     """
 
     dataset: str
@@ -68,6 +74,10 @@ class Job:
     batch_size: int = 256
     curves: tuple[str, ...] = ()
     gradients: int = 0
+    exemplars: tuple[str, ...] = ()
+    exemplar_images: int = 30
+    exemplar_copies: int = 40
+    features: int = 2000
 
     @property
     def label(self) -> str:
@@ -103,9 +113,12 @@ class Job:
         if self.reduce not in REDUCTIONS:
             raise unknown("reduction", self.reduce, REDUCTIONS)
         # With its level, even the default one: a text without a level stands for all of them.
-        shakes = dict.fromkeys(describe(p, keep=(p.level,)) for text in self.perturbations for p in grid(text))
+        shakes, copied = (
+            tuple(dict.fromkeys(describe(p, keep=(p.level,)) for text in texts for p in grid(text)))
+            for texts in (self.perturbations, self.exemplars)
+        )
         named = dict.fromkeys(family_name(p) for text in self.curves for p in with_radius(text))
-        return replace(self, perturbations=tuple(shakes), metrics=metrics, curves=tuple(named))
+        return replace(self, perturbations=shakes, metrics=metrics, curves=tuple(named), exemplars=copied)
 
     def shown(self, data: ImageData) -> Split:
         """The test images that are measured."""
@@ -152,11 +165,11 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         return None if progress is None else lambda done, steps: progress(f"{job.label}: {name}", done, steps)
 
     data = load(job.dataset).to(torch.device(device))
-    name, given = parse_call(job.model, "model")
+    recipe = RECIPES.build(job.recipe)
+    name, given = parse_call(network_of(recipe, job.model), "model")
     arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
     model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
     checkpoint = folder / "training.pt"
-    recipe = RECIPES.build(job.recipe)
     history = fit(
         *(model, data, recipe, job.training),
         seed=job.seed,
@@ -177,6 +190,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         job.metrics,
         batch_size=job.batch_size,
         reduce=REDUCTIONS[job.reduce],
+        features=job.features,
         seed=job.seed,
         columns=measured,
         progress=stage("measuring"),
@@ -196,9 +210,20 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         steep = input_gradients(
             model, some, job.layers, reduce=reduce, columns=measured, progress=stage("input gradients")
         )
+    shaken = table.empty()
+    if job.exemplars:
+        shaken = exemplar_manifolds(
+            *(model, data, [p for text in job.exemplars for p in grid(text)], job.layers),
+            exemplars=job.exemplar_images,
+            copies=job.exemplar_copies,
+            features=job.features,
+            seed=job.seed,
+            columns=measured,
+            progress=stage("exemplar manifolds"),
+        )
     believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
     course = table.frame({**columns, **row} for row in _course(history, recipe, job.training, data))
-    table.write(pl.concat([rows, radii, steep, believed, course]), shard)
+    table.write(pl.concat([rows, radii, steep, shaken, believed, course]), shard)
     checkpoint.unlink(missing_ok=True)
     if finished := stage("done"):
         finished(1, 1)

@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from geophone.perturb.attacks import fold
 from geophone.perturb.attacks.ascent import attacking
 from geophone.perturb.attacks.fold import SAME, folded
 from geophone.rng import draws, stream
-from geophone.types import evaluating
+from geophone.types import evaluating, seeded
 
 X = torch.rand(16, 3, 16, 16, generator=stream("fold"))
 
@@ -94,8 +95,33 @@ class UsedTwice(TwoReaders):
 
 
 class Noisy(TwoReaders):
+    """Stochastic: it draws from the global state, which both are asked from."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)).mean((2, 3)) + torch.randn(len(x), 4)
+
+
+class NoisyByItself(TwoReaders):
+    """Stochastic, from a stream of its own: its logits can't be compared with those of a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).mean((2, 3)) + torch.from_numpy(self.random.normal(size=(len(x), 4))).float()
+
+
+def test_a_stochastic_network_is_folded_and_draws_the_same_noise() -> None:
+    model = trained_looking(Noisy())
+    twin = folded(model, X)
+    assert twin is not model
+    answers = []
+    for one, seed in ((model, 0), (twin, 0), (twin, 1)):
+        with seeded(seed, X.device):
+            answers.append(one(X))
+    assert close(answers[1], answers[0])
+    assert not close(answers[2], answers[0])
 
 
 class Locked(TwoReaders):
@@ -120,7 +146,7 @@ def hooked() -> nn.Module:
     [
         trained_looking(TwoReaders()),
         trained_looking(UsedTwice()),
-        Noisy().eval(),
+        NoisyByItself().eval(),
         Locked().eval(),
         hooked(),
         small(track_running_stats=False).eval(),

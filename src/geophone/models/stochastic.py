@@ -121,17 +121,15 @@ class Noisy(nn.Module):
     silent: bool
     fixed: int | None
 
-    def disturbed(self, response: Tensor) -> Tensor:
+    def disturbed(self, response: object) -> Tensor:
         """The response with noise, unless that is silenced."""
         if not isinstance(response, Tensor):
             raise GeophoneError(
                 f"{describe(self.noise)} was put on a {type(self).__name__}, which gives a {type(response).__name__}: "
                 "noise needs a module whose response is one tensor."
             )
-        response = self.get_submodule("clean")(response)
-        if self.silent or self.noise.silent:
-            return response
-        return self.noise(response, self._normal(response))
+        clean: Tensor = self.get_submodule("clean")(response)
+        return clean if self.silent or self.noise.silent else self.noise(clean, self._normal(clean))
 
     def _normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers: fresh ones for each element, or where noise is frozen the same for every image."""

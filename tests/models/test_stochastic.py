@@ -1,0 +1,504 @@
+"""Noise in a layer's response: where it is, that gradients pass, that it stays, and that nothing counts it wrongly."""
+
+import copy
+import json
+import math
+import pickle
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from geophone import checks
+from geophone.data import synthetic
+from geophone.errors import GeophoneError
+from geophone.measure import measure
+from geophone.models import GaussianResponse, PoissonLike, ResponseNoise, SmallCNN, frozen, load_model, silenced
+from geophone.models.stochastic import add_noise, is_stochastic, make_noise, noisy_layers, stochastic
+from geophone.perturb import FGSM, LinfAPGD, LinfAutoAttack, LinfPGD, LinfSquare
+from geophone.perturb.attacks.base import EOT_DRAWS, draws_of
+from geophone.perturb.attacks.fold import folded
+from geophone.record import layers_of, tap
+from geophone.registry import MODELS, RECIPES
+from geophone.rng import draws, stream
+from geophone.robustness import eps_curve, survival
+from geophone.study import Job, run_job
+from geophone.table import read
+from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised
+from geophone.types import describe, family_name, seeded
+
+X = torch.rand(12, 1, 16, 16, generator=stream("stochastic"))
+CPU = torch.device("cpu")
+LAYERS = ("normalise", "conv2", "norm3", "relu1", "relu6", "head")
+NOISES = (GaussianResponse(0.5), PoissonLike())
+
+
+def plain(width=4):
+    return initialised(lambda: SmallCNN(4, (0.5,), (0.25,), width), 0).eval()
+
+
+def answers(model, x=X, seed=0):
+    """What the network answers from one random state."""
+    with seeded(seed, CPU), torch.no_grad():
+        return model(x)
+
+
+def responses(model, layers, x=X, seed=0):
+    with seeded(seed, CPU), torch.no_grad(), tap(model, layers, lambda r: r.flatten(1)) as seen:
+        model(x)
+        return dict(seen)
+
+
+# ---- the noise -------------------------------------------------------------------------------------------------------
+
+
+def poisson_like(noise):
+    """Mean x, and variance in spikes equal to the mean there: over 200,000 draws of each of 5 values, to five errors.
+
+    The standard error of a mean is s/√n, of a variance s²·√(2/n), here 0.32 % of it.
+    """
+    n, x = 200_000, torch.tensor([0.0, 0.5, 2.0, 8.0, 30.0], dtype=torch.float64)
+    z = torch.randn(n, 5, generator=stream("z"), dtype=torch.float64)
+    spikes = 0.35 * noise(x.expand(n, 5), z) + 0.07
+    mean = 0.35 * x + 0.07
+    assert ((spikes.mean(0) - mean).abs() < 5 * (mean / n).sqrt()).all()
+    # 1e-4 is added to the variance: at x = 0 that is 0.14 %, and counted.
+    assert ((spikes.var(0) / (mean + 1e-4) - 1).abs() < 5 * math.sqrt(2 / n)).all()
+
+
+def test_poisson_like_noise_has_the_variance_of_its_mean():
+    poisson_like(PoissonLike())
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        PoissonLike(level=0.14),
+        PoissonLike(scale=0.7),
+        lambda x, z: x + z * (x + 0.07 + 1e-4).sqrt(),  # the variance of the response, not of spikes
+        lambda x, z: x + z * (0.35 * x + 0.07 + 1e-4),  # a standard deviation equal to the mean
+        lambda x, z: x + 0.5 * z,
+    ],
+)
+def test_other_noise_is_not_poisson_like(mutant):
+    with pytest.raises(AssertionError):
+        poisson_like(mutant)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: GaussianResponse(-1.0), "std must be a number of at least 0"),
+        (lambda: GaussianResponse(math.nan), "std must be"),
+        (lambda: PoissonLike(level=-0.1), "level must be a number of at least 0"),
+        (lambda: PoissonLike(scale=0.0), "scale must be a number above 0"),
+        (lambda: make_noise("poisson"), "unknown noise 'poisson'"),
+        (lambda: make_noise("neuronal", std=0.1), "neuronal noise has only level, scale"),
+        (lambda: make_noise("gaussian", scale=0.1), "gaussian noise has only std"),
+        (lambda: Stochastic(std=-0.5), "std must be"),
+        (lambda: Stochastic(recipe="Standart"), "unknown recipe"),
+    ],
+)
+def test_what_is_not_allowed(wrong, said):
+    with pytest.raises(GeophoneError, match=said):
+        wrong()
+
+
+# ---- where it is -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=describe)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_answers_with_noise_and_its_own_response_can_be_read(layer, noise):
+    model = plain()
+    noisy = ResponseNoise(layer, noise)(model)
+    clean = responses(model, [layer])[layer]
+    found = responses(noisy, [layer, f"{layer}.clean"])
+    assert torch.equal(found[f"{layer}.clean"], clean)  # what came before is not touched
+    with seeded(0, CPU):
+        assert torch.equal(found[layer], noise(clean, torch.randn(shape_of(model, layer)).flatten(1)))
+    assert layers_of(noisy) == layers_of(model)
+    assert not list(noisy_layers(model))  # the network that was given is as it was
+    assert torch.equal(answers(model), answers(plain()))
+
+
+def shape_of(model, layer):
+    shapes = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _x, out: shapes.append(out.shape))
+    model(X)
+    handle.remove()
+    return shapes[0]
+
+
+def responses_are_noisy_in_every_mode(make):
+    """In training and in evaluation alike."""
+    for train in (True, False):
+        model = make(plain()).train(train)
+        assert not torch.equal(answers(model, seed=0), answers(model, seed=1))
+
+
+def test_noise_is_drawn_in_training_and_in_evaluation():
+    responses_are_noisy_in_every_mode(ResponseNoise("relu1", GaussianResponse(0.5)))
+
+
+class OffInEvaluation(nn.Module):
+    """A mutant, and a user's own module that says that it is stochastic."""
+
+    stochastic = True
+
+    def forward(self, x):
+        return x + 0.5 * torch.randn_like(x) if self.training else x
+
+
+def with_mutant(model):
+    model.norm1 = nn.Sequential(model.norm1, OffInEvaluation())
+    return model
+
+
+def test_noise_that_is_off_in_evaluation():
+    with pytest.raises(AssertionError):
+        responses_are_noisy_in_every_mode(with_mutant)
+
+
+def gradients_pass(noise):
+    """∂x'/∂x by autograd and by differences, in float64: they agree to the 1e-6 of central differences."""
+    z = torch.randn(20, generator=stream("slope"), dtype=torch.float64)
+    x = torch.linspace(0.1, 3, 20, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(noise(x, z).sum(), x)
+    with torch.no_grad():
+        assert (slope - (noise(x + 1e-5, z) - noise(x - 1e-5, z)) / 2e-5).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=describe)
+def test_gradients_flow_through_the_noise(noise):
+    gradients_pass(noise)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda x, z: (x.detach() + 0.5 * z) * (1 + 0 * x),  # no gradient
+        lambda x, z: x + z * (0.35 * x.detach() + 0.07).sqrt() / 0.35,  # none through the size of the noise
+    ],
+)
+def test_noise_that_cuts_the_gradient(mutant):
+    with pytest.raises(AssertionError):
+        gradients_pass(mutant)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_without_strength_it_is_the_network_itself(layer):
+    """Also draw for draw: what comes after in the stream is the same."""
+    noisy = ResponseNoise(layer, GaussianResponse(0.0))(plain())
+    with seeded(0, CPU):
+        assert torch.equal(noisy(X), plain()(X))
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_after_a_container_is_after_its_last_module():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Flatten(), nn.Linear(784, 4))
+    noisy = ResponseNoise("0", GaussianResponse(0.5))(model)
+    assert list(noisy_layers(noisy)) == ["0.1"]
+    found = responses(noisy, ["0", "0.1", "0.1.clean"])
+    assert torch.equal(found["0"], found["0.1"])
+    assert torch.equal(found["0.1.clean"], responses(model, ["0"])["0"])
+
+
+def test_where_it_can_not_be_put():
+    noisy = ResponseNoise("relu1", GaussianResponse(0.5))(plain())
+    with pytest.raises(GeophoneError, match="unknown layer 'relu9'. Did you mean 'relu"):
+        ResponseNoise("relu9", GaussianResponse(0.5))(plain())
+    with pytest.raises(GeophoneError, match=r"has GaussianResponse already|has GaussianResponse\(.*already"):
+        ResponseNoise("relu1", PoissonLike())(noisy)
+    patched = nn.ReLU()
+    patched.forward = torch.relu
+    with pytest.raises(GeophoneError, match="nn.Identity after it"):
+        add_noise(patched, PoissonLike())
+    with pytest.raises(GeophoneError, match="gives a tuple"):
+        add_noise(nn.GRU(2, 2), PoissonLike())(torch.zeros(1, 1, 2))
+
+
+# ---- that it stays ---------------------------------------------------------------------------------------------------
+
+
+def test_copies_pickles_and_weights_keep_it():
+    model = plain()
+    noisy = ResponseNoise("conv2", PoissonLike())(model)
+    for twin in (copy.deepcopy(noisy), pickle.loads(pickle.dumps(noisy))):
+        assert torch.equal(answers(twin), answers(noisy))
+        assert not torch.equal(answers(twin, seed=1), answers(noisy))
+    assert noisy.state_dict().keys() == model.state_dict().keys()
+    other = ResponseNoise("conv2", PoissonLike())(initialised(lambda: SmallCNN(4, (0.5,), (0.25,), 4), 1).eval())
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(answers(other), answers(noisy))
+    model.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=describe)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_faster_copy_has_the_same_noise(layer, noise):
+    """Folding a norm into a convolution moves logits by rounding; a noisy one of the two is left as it is."""
+    noisy = ResponseNoise(layer, noise)(plain())
+    twin = folded(noisy, X)
+    assert twin is not noisy
+    left = sum(isinstance(part, nn.BatchNorm2d) for part in twin.modules())
+    assert left == (layer in ("conv2", "norm3"))
+    expected = answers(noisy)
+    assert (answers(twin) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (answers(twin, seed=1) - expected).abs().max() > 1e-3 * expected.abs().max()
+
+
+# ---- switches --------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_noise_is_one_draw_for_every_image_and_pass():
+    noisy = ResponseNoise("relu1", GaussianResponse(0.5))(plain())
+    both = ["relu1", "relu1.clean"]
+    with frozen(noisy):
+        first, second = (responses(noisy, both, seed=seed) for seed in (0, 1))
+        assert torch.equal(first["relu1"], second["relu1"])
+        delta = first["relu1"] - first["relu1.clean"]
+        assert (delta - delta[:1]).abs().max() < 1e-5  # rounding of sums of at most 10
+        assert abs(float(delta[0].std()) - 0.5) < 0.06  # 1,024 numbers: five standard errors of .011
+        with frozen(noisy, seed=1):
+            assert not torch.equal(responses(noisy, both)["relu1"], first["relu1"])
+        assert torch.equal(responses(noisy, both)["relu1"], first["relu1"])
+    assert is_stochastic(noisy)
+    fresh = responses(noisy, both)
+    delta = fresh["relu1"] - fresh["relu1.clean"]
+    with pytest.raises(AssertionError):  # the mutant: fresh noise
+        assert (delta - delta[:1]).abs().max() < 1e-5
+
+
+def test_silenced_noise_is_none():
+    noisy = ResponseNoise("relu1", GaussianResponse(0.5))(plain())
+    with silenced(noisy):
+        assert torch.equal(answers(noisy), answers(plain()))
+        assert not is_stochastic(noisy)
+    assert is_stochastic(noisy)
+
+
+DATA = synthetic(test=40)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that was trained with its noise."""
+    torch.set_num_threads(1)
+    recipe = Stochastic(std=0.5)
+    model = recipe.prepare(initialised(lambda: SmallCNN(4, DATA.mean, DATA.std, 4), 0))
+    fit(model, DATA, recipe, Training(epochs=2, batch_size=64))
+    return model
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda model: survival(model, DATA, "FGSM"),
+        lambda model: eps_curve(model, DATA, "FGSM"),
+        lambda model: measure(model, DATA, "GaussianNoise(std=0.1)"),
+        lambda model: checks.attack_checks(model, DATA),
+        lambda model: FGSM()(X, torch.zeros(12).long(), model, draws(0, index=torch.arange(12))),
+    ],
+    ids=["survival", "eps_curve", "measure", "attack_checks", "attack"],
+)
+def test_no_robustness_of_frozen_noise(trained, number):
+    with frozen(trained), pytest.raises(GeophoneError, match=r"noise is frozen \(relu1\)"):
+        number(trained)
+
+
+def test_a_frozen_network_can_be_looked_at(trained):
+    with frozen(trained):
+        first, second = (measure(trained, DATA, metrics=["accuracy", "margin"], seed=seed) for seed in (0, 1))
+    assert first["value"].to_list() == second["value"].to_list()
+
+
+# ---- the check -------------------------------------------------------------------------------------------------------
+
+
+def said(model):
+    chosen = {"noise_is_on": checks._ATTACK_CHECKS["noise_is_on"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "_ATTACK_CHECKS", chosen)
+        (row,) = checks.attack_checks(model, DATA)
+    assert row["metric"] == "check.noise_is_on"
+    return row["value"], row["note"]
+
+
+def test_noise_that_is_on(trained):
+    value, note = said(trained)
+    assert value == 0
+    assert "The noise of relu1 is on: accuracy is" in note
+    assert "with it and" in note
+    assert said(plain()) == (0.0, "The network has no modules of noise.")
+
+
+def test_noise_that_is_off(trained):
+    """vonenet#21: with noise silently off, the numbers were those of the network that has none."""
+    with silenced(trained):
+        value, note = said(trained)
+    assert (value, "relu1 it is silenced" in note) == (1, True)
+    value, note = said(ResponseNoise("relu2", GaussianResponse(0.0))(plain()))
+    assert (value, "relu2 it is of strength 0" in note) == (1, True)
+    value, note = said(with_mutant(plain()))
+    assert (value, "Noise does nothing" in note, "norm1.1" in note) == (1, True, True)
+    mean = MODELS.build("stochastic", classes=4, mean=DATA.mean, std=DATA.std, noise_std=0)
+    assert said(mean)[0] == 1
+
+
+# ---- expectation over transformation ---------------------------------------------------------------------------------
+
+
+class Counted(nn.Module):
+    """Counts its passes over the images that are attacked."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, x):
+        self.passes += x.requires_grad
+        return self.model(x)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), LinfPGD(steps=3), LinfAPGD(steps=3)], ids=family_name)
+def test_attacks_average_over_the_noise_by_themselves(attack):
+    """As many passes as steps on a network without noise; ten times as many with it; as many with draws=1."""
+    steps = getattr(attack, "steps", 1)
+    quiet = ResponseNoise("relu1", GaussianResponse(0.0))(plain())
+    noisy = ResponseNoise("relu1", GaussianResponse(0.5))(plain())
+    y, rng = torch.arange(12) % 4, draws(0, index=torch.arange(12))
+    for model, one, factor in (
+        (plain(), attack, 1),
+        (quiet, attack, 1),
+        (noisy, attack, EOT_DRAWS),
+        (noisy, type(attack)(**({"steps": 3} if steps > 1 else {}), draws=1), 1),
+    ):
+        counted = Counted(model)
+        # A forward hook keeps the network itself in place of its faster copy, so that its passes are counted.
+        counted.register_forward_hook(lambda *_: None)
+        one(X, y, counted, rng)
+        assert counted.passes == factor * steps
+
+
+def test_what_averages():
+    assert [draws_of(LinfPGD(draws=k), True) for k in (None, 1, 3)] == [10, 1, 3]
+    assert [draws_of(LinfPGD(draws=k), False) for k in (None, 1, 3)] == [1, 1, 3]
+    assert draws_of(LinfSquare(), True) == 1
+    assert draws_of(LinfAutoAttack(), True) == 1  # Square and FAB can't
+    assert draws_of(LinfAutoAttack(version="rand"), True) == 20
+    for wrong in (0, -1):
+        with pytest.raises(GeophoneError, match="draws must be a whole number"):
+            LinfPGD(draws=wrong)
+    assert describe(LinfPGD(steps=20)) == "LinfPGD(steps=20)"  # as older tables have it
+
+
+def test_survival_averages_over_the_noise_of_any_network(trained):
+    """Also of one that says nothing of it, since it asks twice; and it is said how often."""
+
+    class Silent(nn.Module):
+        def forward(self, x):
+            return plain()(x + 0.1 * torch.randn(x.shape))
+
+    attacks = [LinfPGD(steps=1), LinfPGD(steps=1, draws=2)]
+    for model in (trained, Silent()):
+        found = survival(model, DATA.test.take(8), attacks, passes=2)
+        assert found.draws == (10, 2)
+        assert found.attacks == ("LinfPGD(steps=1)", "LinfPGD(steps=1, draws=2)")
+    assert survival(plain(), DATA.test.take(8), attacks).draws == (1, 2)
+    rows = list(eps_curve(trained, DATA.test.take(8), LinfPGD(steps=1), 0.1, passes=2).rows())
+    assert [row["value"] for row in rows if row["metric"] == "eot_draws"] == [10]
+    assert all(row["metric"] != "eot_draws" for row in eps_curve(plain(), DATA.test.take(8), FGSM(), 0.1).rows())
+
+
+def test_the_table_says_how_gradients_were_averaged(trained):
+    shakes = "GaussianNoise(std=0.1), FGSM(eps=0.1), LinfPGD(eps=0.1, steps=1, draws=1)"
+    rows = measure(trained, DATA.test.take(20), shakes, metrics=["accuracy"])
+    said = rows.filter(pl.col("metric") == "eot_draws").select("perturbation", "level", "value").rows()
+    assert said == [("FGSM", 0.1, 10.0), ("LinfPGD(steps=1, draws=1)", 0.1, 1.0)]
+    without = measure(plain(), DATA.test.take(20), shakes, metrics=["accuracy"])
+    assert "eot_draws" not in without["metric"].to_list()
+
+
+# ---- the recipe ------------------------------------------------------------------------------------------------------
+
+
+def weights_after(recipe, epochs=1):
+    model = recipe.prepare(initialised(lambda: SmallCNN(4, DATA.mean, DATA.std, 2), 0))
+    history = fit(model, DATA, recipe, Training(epochs=epochs, batch_size=64))
+    return history, model.state_dict()
+
+
+def test_without_strength_the_recipe_is_the_other_one():
+    model = initialised(lambda: SmallCNN(4, DATA.mean, DATA.std, 2), 0)
+    history = fit(model, DATA, Standard(), Training(epochs=1, batch_size=64))
+    found, weights = weights_after(Stochastic(std=0.0))
+    assert found == history
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_training_with_noise_repeats_and_leaves_the_global_state():
+    """Also the validation accuracy, which decides which epoch is kept."""
+    before = torch.random.get_rng_state()
+    first, second = (weights_after(Stochastic(std=1.0), epochs=2) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first[0] == second[0]
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    assert first[0] != weights_after(Stochastic(std=0.9), epochs=2)[0]
+
+
+def test_a_network_without_the_noise_is_not_trained():
+    recipe = Stochastic(std=0.5)
+    for model in (plain(), Stochastic(std=0.4).prepare(plain())):
+        with pytest.raises(GeophoneError, match=r"train recipe.prepare\(model\)"):
+            fit(model, DATA, recipe, Training(epochs=1))
+
+
+def test_adversarial_training_of_a_stochastic_network_has_one_draw_a_step():
+    recipe = Stochastic(recipe="Adversarial(eps=0.1, steps=2)")
+    assert recipe.threat == Adversarial(eps=0.1, steps=2).threat
+    counted = Counted(recipe.prepare(plain()))
+    counted.register_forward_hook(lambda *_: None)
+    recipe.loss(counted, X, torch.arange(12) % 4, draws(0, index=torch.arange(12))).backward()
+    assert counted.passes == 2
+
+
+def test_a_job_puts_the_noise_in_and_its_folder_has_it(tmp_path):
+    code = "Stochastic(layer='relu2', std=0.7, recipe='NoiseAugmented(std=0.2)')"
+    job = Job(
+        dataset="synthetic(classes=3, size=12, train=96, val=24, test=30)",
+        model="small_cnn(width=2)",
+        recipe=code,
+        seed=0,
+        training=Training(epochs=1, batch_size=32),
+        perturbations=("FGSM(eps=0.1)",),
+        metrics=("accuracy",),
+    ).resolved()
+    rows = read(run_job(job, tmp_path))
+    assert rows["recipe"].unique().to_list() == [code]
+    assert rows["model"].unique().to_list() == ["small_cnn(width=2)"]
+    assert rows.filter(pl.col("metric") == "eot_draws")["value"].to_list() == [10.0]
+    assert rows.filter(pl.col("metric") == "check.noise_is_on")["value"].to_list() == [0.0]
+    card = json.loads((job.folder(tmp_path) / "network.json").read_text())
+    assert card["model"] == "stochastic"
+    assert card["arguments"]["of"] == "small_cnn(width=2)"
+    model = load_model(job.folder(tmp_path))
+    assert isinstance(model, SmallCNN)
+    assert model.relu2.noise == GaussianResponse(0.7)
+    saved = load_file(job.folder(tmp_path) / "model.safetensors")
+    assert saved.keys() == SmallCNN(3, (0.5,), (0.5,), 2).state_dict().keys()
+
+
+def test_noise_on_noise_and_the_registered_network():
+    recipe = Stochastic(layer="relu2", recipe="Stochastic(layer='relu1', noise='neuronal')")
+    assert list(noisy_layers(recipe.prepare(plain()))) == ["relu1", "relu2"]
+    made = MODELS.build(recipe.network("small_cnn(width=4)"), classes=4, mean=(0.5,), std=(0.25,))
+    assert {name: part.noise for name, part in noisy_layers(made).items()} == {
+        "relu1": PoissonLike(),
+        "relu2": GaussianResponse(0.5),
+    }
+    assert RECIPES.build(describe(recipe)) == recipe
+    same = initialised(lambda: stochastic(4, (0.5,), (0.25,), of="small_cnn(width=4)"), 0).state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in plain().state_dict().items())

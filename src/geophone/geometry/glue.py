@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class Glue:
         n_t: Number of samples.
         rank: Dimensions that the points span; capacity is at least p/rank in expectation.
         floor: Capacity of as many points without any structure, in general position: p / min(n/2, rank), n in all.
+        inside: Share of samples with Πt = t. Mostly their labels cannot be separated, and then neither the multipliers
+            nor the anchors are unique.
         residual: Largest relative KKT residual of all programs.
         weights: Where asked for: of each manifold the anchors' convex weights, `[n_t, m]`, all 0 in samples where it
             has no anchor. `weights[i] @ cloud` are the anchors.
@@ -73,6 +75,7 @@ class Glue:
     n_t: int
     rank: int
     floor: float
+    inside: float
     residual: float
     weights: tuple[Tensor, ...] | None = None
 
@@ -139,8 +142,9 @@ def glue(
 
     The programs are solved exactly, from the points' Gram matrix: O(n²) memory for n points, whatever the number of
     features. t is drawn in a basis of the points' span, which has the same law, so rotating the features or adding
-    features that are 0 changes nothing. Where points of different manifolds are linearly dependent so that λ is not
-    unique, capacity is exact, but how it divides into the others depends on the solution that is found.
+    features that are 0 changes nothing. Where λ is not unique (labels that cannot be separated, points of different
+    manifolds that are linearly dependent), capacity is exact, but how it divides into the others depends on the
+    solution that is found: heed that where `inside` is not small.
 
     Args:
         manifolds: P ≥ 2 arrays `[m, d]`; m may differ.
@@ -244,7 +248,8 @@ def _glue(
         raise GeophoneError("all points are equal (or 0, without `center`): there is nothing to tell apart.")
     basis = span(gram / scale)  # [n, r]
     n, rank = basis.shape
-    t = torch.randn(n_t, rank, generator=stream(*names, "glue t"), dtype=torch.float64)
+    drawn = stream(*names, "glue t")  # by coordinate: one more that only rounding gave changes no other
+    t = torch.stack([torch.randn(n_t, generator=drawn, dtype=torch.float64) for _ in range(rank)], 1)
     owner = np.repeat(np.arange(p), sizes)
     lengths = basis.norm(dim=1)
     unit = basis / lengths.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
@@ -255,35 +260,46 @@ def _glue(
     a = (multipliers * torch.from_numpy(signs)[:, owner] * (t @ unit.T)).sum(1)
 
     blocks = [(weights[:, rows], basis[rows]) for rows in torch.arange(n).split(sizes)]
-    center = torch.stack([part.mean(0) @ points for part, points in blocks])  # S0, [P, r]
-    central = center @ center.T
-    b, c = torch.empty(n_t, dtype=torch.float64), torch.empty(n_t, dtype=torch.float64)
-    axis, crossed, shift = (torch.empty(n_t, dtype=torch.float64) for _ in range(3))
-    apart = ~torch.eye(p, dtype=torch.bool)
-    for some in torch.arange(n_t).split(max(1, _CHUNK // (p * rank))):
-        s1 = torch.stack([part[some] @ points for part, points in blocks], 1) - center  # [q, P, r]
-        within, across = s1 @ s1.mT, center @ s1.mT  # ⟨s1_μ, s1_ν⟩, ⟨s0_μ, s1_ν⟩
-        s1t = (s1 @ t[some][:, :, None])[:, :, 0]
-        b[some], c[some] = _explained(within, s1t), _explained(within + central, s1t)
-        axis[some], crossed[some] = within.abs()[:, apart].mean(1), across.abs()[:, apart].mean(1)
-        # S0 without sample i is S0 − S1_i/(n_t − 1): what that does to the centres' alignment.
+    s0 = torch.stack([part.mean(0) @ points for part, points in blocks])  # [P, r]
+    central = s0 @ s0.T
+    apart = (1 - torch.eye(p, dtype=torch.float64)) / (p * (p - 1))  # to take means over μ ≠ ν
+    chunks = torch.arange(n_t).split(max(1, _CHUNK // (p * rank)))
+
+    def deviations(some: Tensor) -> Float[Tensor, "q p r"]:
+        return torch.stack([part[some] @ points for part, points in blocks], 1) - s0
+
+    b, c, axis, crossed, shift = torch.empty(5, n_t, dtype=torch.float64)
+    slopes = torch.zeros(4, p, rank, dtype=torch.float64)  # of the means of b, c, axis and crossed with S0
+    for some in chunks:
+        s1 = deviations(some)
+        within, across = s1 @ s1.mT, s0 @ s1.mT  # ⟨s1_μ, s1_ν⟩, ⟨s0_μ, s1_ν⟩
+        right = s1 @ t[some][:, :, None]  # S1 t
+        b[some], x = _explained(within, right)
+        c[some], w = _explained(within + central, right)
+        axis[some], crossed[some] = (within.abs() * apart).sum((1, 2)), (across.abs() * apart).sum((1, 2))
+        # S0 without sample i is S0 − S1_i/(n_t − 1).
         without = central - (across + across.mT) / (n_t - 1) + within / (n_t - 1) ** 2
-        shift[some] = without.abs()[:, apart].mean(1)
+        shift[some] = (without.abs() * apart).sum((1, 2))
+        slopes[0] -= 2 * (x * (t[some][:, None] - x.mT @ s1)).sum(0) / n_t
+        slopes[1] -= 2 * (w * (t[some][:, None] + w.mT @ (s0 - s1))).sum(0) / n_t
+        slopes[2] -= 2 * ((within.sign() * apart) @ s1).sum(0) / n_t
+        slopes[3] += ((across.sign() * apart) @ s1 - (across.sign() * apart).mT @ s0).sum(0) / n_t
+    moved = torch.cat([torch.einsum("qpr,kpr->kq", deviations(some), slopes) for some in chunks], 1)
 
     found: dict[str, tuple[float, float] | None] = {
-        "capacity": _ratio(lambda a: p / a, a),
+        "capacity": _ratio(lambda a: p / a, (a, 0)),
         "dimension": None,
         "radius": None,
-        "utility": _ratio(lambda c, a: c / a, c, a),
-        "center_alignment": (float(central.abs()[apart].mean()) * scale, _jackknife(shift) * scale),
-        "axis_alignment": _ratio(lambda x: x * scale, axis),
-        "center_axis_alignment": _ratio(lambda x: x * scale, crossed),
+        "utility": _ratio(lambda c, a: c / a, (c, moved[1]), (a, 0)),
+        "center_alignment": (float((central.abs() * apart).sum()) * scale, _jackknife(shift) * scale),
+        "axis_alignment": _ratio(lambda x: x * scale, (axis, moved[2])),
+        "center_axis_alignment": _ratio(lambda x: x * scale, (crossed, moved[3])),
     }
     # 1e-20: squares of what float64 leaves of anchors that are the same in every sample.
     if float(b.mean()) > 1e-20 * float(a.mean()):
-        found["dimension"] = _ratio(lambda b: b / p, b)
+        found["dimension"] = _ratio(lambda b: b / p, (b, moved[0]))
         if float((b - c).mean()) > 0:
-            found["radius"] = _ratio(lambda c, b: (c / (b - c).clamp(min=0)).sqrt(), c, b)
+            found["radius"] = _ratio(lambda c, b: (c / (b - c).clamp(min=0)).sqrt(), (c, moved[1]), (b, moved[0]))
     return Glue(
         **{name: None if value is None else value[0] for name, value in found.items()},  # type: ignore[arg-type]
         standard_errors={name: value[1] for name, value in found.items() if value is not None},
@@ -291,29 +307,37 @@ def _glue(
         n_t=n_t,
         rank=rank,
         floor=p / min(n / 2, rank),
+        # 1e-9: what is left of t is rounding.
+        inside=float((a >= (1 - 1e-9) * t.square().sum(1)).double().mean()),
         residual=residual,
         weights=weights.split(sizes, 1) if anchors else None,
     )
 
 
-def _explained(gram: Float[Tensor, "q p p"], right: Float[Tensor, "q p"]) -> Float[Tensor, " q"]:
-    """Rᵀ G† r: what a vector's inner products r with some anchors say of its squared length in their span.
+def _explained(
+    gram: Float[Tensor, "q p p"], right: Float[Tensor, "q p 1"]
+) -> tuple[Float[Tensor, " q"], Float[Tensor, "q p 1"]]:
+    """uᵀ G† u, and x with G x = u, for a vector's inner products u with vectors that have the Gram matrix G.
 
-    Anchors are first made of length 1, which changes nothing but what `RANK` is relative to.
+    Those are first made of length 1, which changes nothing but what `RANK` is relative to.
     """
     length = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     inverse = torch.where(length > 0, 1 / length, 0)
     values, vectors = torch.linalg.eigh(gram * inverse[:, :, None] * inverse[:, None, :])
     kept = values > RANK * values[:, -1:]
-    along = (vectors.mT @ (right * inverse)[:, :, None])[:, :, 0]
-    return torch.where(kept, along.square() / torch.where(kept, values, 1), 0).sum(1)
+    along = vectors.mT @ (right * inverse[:, :, None])
+    solved = torch.where(kept, 1 / torch.where(kept, values, 1), 0)[:, :, None] * along
+    return (along * solved).sum((1, 2)), (vectors @ solved) * inverse[:, :, None]
 
 
-def _ratio(of: Callable[..., Tensor], *samples: Float[Tensor, " n"]) -> tuple[float, float]:
-    """A function of means, and its standard error by leaving out one sample after another."""
-    n = len(samples[0])
-    without = [(x.sum() - x) / (n - 1) for x in samples]
-    return float(of(*(x.mean() for x in samples))), _jackknife(of(*without))
+def _ratio(of: Callable[..., Tensor], *samples: tuple[Float[Tensor, " n"], Any]) -> tuple[float, float]:
+    """A function of means, and its standard error by leaving out one sample after another.
+
+    Beside each quantity: n − 1 times what its mean loses because S0 is another without that sample, to first order.
+    """
+    n = len(samples[0][0])
+    without = [(x.sum() - x - moved) / (n - 1) for x, moved in samples]
+    return float(of(*(x.mean() for x, _ in samples))), _jackknife(of(*without))
 
 
 def _jackknife(without: Float[Tensor, " n"]) -> float:
@@ -324,13 +348,15 @@ def _jackknife(without: Float[Tensor, " n"]) -> float:
 def span(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n r"]:
     """Points with a given Gram matrix in as few coordinates as they span, by Cholesky factorisation with pivots.
 
-    What is left of a squared length counts as 0 below n · 2⁻⁵² of the longest.
+    What is left of a squared length counts as 0 below 8 n · 2⁻⁵² of the longest. Of points about their mean the last
+    two pivots are equally long and opposite, so signs are chosen by a third moment, whatever the points' order.
     """
     n = len(gram)
-    factor, pivots, rank, _ = dpstrf(gram.numpy(), lower=1)
+    least = 8 * n * torch.finfo(torch.float64).eps * float(gram.diagonal().max())
+    factor, pivots, rank, _ = dpstrf(gram.numpy(), tol=least, lower=1)
     basis = np.zeros((n, max(int(rank), 1)))
     basis[pivots - 1] = np.tril(factor)[:, : max(int(rank), 1)]
-    return torch.from_numpy(basis)
+    return torch.from_numpy(basis * np.where(basis[:, 0] ** 2 @ basis < 0, -1.0, 1.0))
 
 
 def _project(
@@ -360,7 +386,8 @@ def _project(
 
 
 @njit(cache=True, nogil=True)
-def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):  # type: ignore[no-untyped-def]
+@no_type_check
+def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):
     n = gram.shape[0]
     cap = 32
     factor = np.empty((cap, cap))
@@ -375,7 +402,8 @@ def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):  # t
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _cone(gram, b, signs, owner, tolerance, found, factor):  # type: ignore[no-untyped-def]
+@no_type_check
+def _cone(gram, b, signs, owner, tolerance, found, factor):
     """Minimise ½ zᵀDGDz − bᵀDz over z ≥ 0, D the points' labels, by Lawson and Hanson with column generation.
 
     Slopes of all points are worked out only when those of the pool are all at most 0; then the steepest point of every

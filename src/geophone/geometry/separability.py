@@ -153,8 +153,8 @@ def _least(x: Float[Tensor, "n r"]) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
-def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
+@no_type_check
+def _nearest(x, side, tolerance, any_plane):
     """The nearest points of two convex hulls, by Wolfe's method on the differences of points of either side.
 
     With v = x_i − x_j (i of the side 1, j of −1) it minimises ½ |Σ z v|² + ½ κ (Σ z − 1)² over z ≥ 0, κ the squared
@@ -254,8 +254,8 @@ def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-@no_type_check  # nor may a test's import hook wrap it: numba compiles the plain function
-def _held_out(gram, side, fold, folds, c):  # type: ignore[no-untyped-def]
+@no_type_check
+def _held_out(gram, side, fold, folds, c):
     """Balanced accuracy of the squared-hinge machine on each fold in turn, averaged. `gram` has the intercept's 1."""
     n = len(side)
     mean = 0.0

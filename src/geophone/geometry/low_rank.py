@@ -14,7 +14,7 @@ from geophone.rng import stream
 Array = NDArray[np.float64]
 
 STEPS, LOOK = 1000, 50
-SLOPE, GAIN = 1e-7, 1e-8
+SLOPE, GAIN = 1e-7, 1e-9
 """A fit ends when its gradient is below `SLOPE` times P, the size of the cost; when `LOOK` steps brought less than
 `GAIN` of the cost; or after `STEPS` steps, the limit of the solver that the published code uses."""
 

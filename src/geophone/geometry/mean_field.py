@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError, unknown
 from geophone.geometry.clouds import as_clouds, projected
-from geophone.geometry.low_rank import fit_directions
+from geophone.geometry.low_rank import fit_directions, mean_cosine
 from geophone.geometry.nnls import Cones, project_all
 from geophone.rng import stream
 
@@ -158,14 +158,15 @@ def manifold_geometry(
         clouds = projected(clouds, max_features, seed)
     d = clouds[0].shape[1]
     means = torch.stack([cloud.mean(0) for cloud in clouds])
-    middle = torch.cat(clouds).mean(0) if published else means.mean(0)
+    sizes = torch.tensor([float(len(cloud)) for cloud in clouds], dtype=means.dtype, device=device)
+    middle = sizes @ means / sizes.sum() if published else means.mean(0)
     residuals: tuple[float, ...] = ()
     if basis is None:
         fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
         away, residuals = torch.from_numpy(fit.basis).to(device), fit.residuals
     else:
         away = torch.as_tensor(basis, dtype=torch.float64, device=device).reshape(d, -1)
-    correlation = residuals[0] if residuals else _mean_cosine(means - means.mean(0))
+    correlation = residuals[0] if residuals else mean_cosine((means - means.mean(0)).cpu().numpy())
     centers = means - middle
     centers = centers - (centers @ away) @ away.T
     lengths = centers.norm(dim=1)
@@ -298,12 +299,6 @@ def _given(t: Any, s: Float[Tensor, "r m"], manifold: int) -> Float[Tensor, "n_t
     if given.ndim != 2 or len(given) != len(s):
         raise GeophoneError(f"samples of manifold {manifold} have the shape {list(given.shape)}, not [{len(s)}, n_t].")
     return given.T.contiguous()
-
-
-def _mean_cosine(x: Float[Tensor, "p d"]) -> float:
-    unit = torch.nn.functional.normalize(x, dim=1)
-    cosine = (unit @ unit.T).abs()
-    return float((cosine.sum() - cosine.trace()) / (len(x) * (len(x) - 1)))
 
 
 def _mean(values: list[Tensor]) -> float:

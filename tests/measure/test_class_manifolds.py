@@ -11,7 +11,14 @@ from geophone import measure
 from geophone.data import Split
 from geophone.errors import GeophoneError
 from geophone.geometry import manifold_geometry
-from geophone.metrics import METRICS_OF_MANIFOLDS, ClassPoints, Undefined, manifold_capacity, manifold_radius
+from geophone.metrics import (
+    METRICS_OF_MANIFOLDS,
+    ClassPoints,
+    Undefined,
+    glue_metrics,
+    manifold_capacity,
+    manifold_radius,
+)
 from geophone.record import RandomProjection, tap
 from geophone.rng import stream
 from geophone.types import Batch
@@ -117,6 +124,21 @@ def test_plain_tensors():
     x = x + 2 * torch.eye(30, dtype=torch.float64)[y]
     assert 0 < manifold_capacity(x, y) < 2
     assert manifold_radius(3 * x, y) == pytest.approx(manifold_radius(x, y), rel=1e-9)
+
+
+def test_classes_told_apart_together():
+    x = torch.randn(40, 30, generator=stream("plain"), dtype=torch.float64)
+    y = torch.arange(40) % 4
+    x = x + 2 * torch.eye(30, dtype=torch.float64)[y]
+    found = {name: glue_metrics[name](x, y) for name in glue_metrics}
+    identity = found["utility"] * (1 + found["radius"] ** -2) / found["dimension"]
+    assert found["capacity"] == pytest.approx(identity, rel=1e-9)
+    points = ClassPoints.of(Batch(x, y, torch.arange(40)))
+    low, high = glue_metrics["capacity"].interval(points)
+    assert low < found["capacity"] < high
+    assert points.glue is points.glue
+    with pytest.raises(Undefined, match="one image only"):
+        glue_metrics["capacity"](x[:4], y[:4])
 
 
 def test_a_projection_keeps_distances_and_is_the_same_for_every_batch():

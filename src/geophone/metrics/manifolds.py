@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from functools import cached_property, partial
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
 
 from geophone.errors import GeophoneError
+from geophone.geometry.glue import MEASURES, Glue, glue
 from geophone.geometry.mean_field import ManifoldGeometry, manifold_geometry
-from geophone.metrics.metric import Undefined, metric
+from geophone.metrics.metric import Metric, Undefined, metric
+from geophone.registry import METRICS
 from geophone.stats import Sample
+
+T = TypeVar("T")
 
 WITHIN = 1.96
 """Standard errors to each side of a 95 % interval."""
@@ -28,15 +34,25 @@ class ClassPoints(Sample):
         Raises:
             Undefined: fewer than two classes, a class of one image, or no analysis of these points.
         """
+        return self._analysed(manifold_geometry)
+
+    @cached_property
+    def glue(self) -> Glue:
+        """The analysis of classes that are told apart together, in random balanced halves, done once.
+
+        Raises:
+            Undefined: as `geometry`.
+        """
+        return self._analysed(glue)
+
+    def _analysed(self, analysis: Callable[[list[Tensor]], T]) -> T:
         clouds = [self.x[self.y == label] for label in self.y.unique()]
         if len(clouds) < 2:
             raise Undefined("needs images of at least two classes")
         if min(len(cloud) for cloud in clouds) < 2:
             raise Undefined("a class has one image only, which is no manifold")
         try:
-            return manifold_geometry(clouds)
-        except Undefined:
-            raise
+            return analysis(clouds)
         except GeophoneError as reason:
             raise Undefined(str(reason)) from None
 
@@ -46,10 +62,13 @@ def _interval(value: str) -> Callable[[ClassPoints], tuple[float, float]]:
 
     def bounds(points: ClassPoints) -> tuple[float, float]:
         found = points.geometry
-        centre, half = getattr(found, value), WITHIN * getattr(found, f"{value}_se")
-        return centre - half, centre + half
+        return _around(getattr(found, value), getattr(found, f"{value}_se"))
 
     return bounds
+
+
+def _around(value: float, error: float) -> tuple[float, float]:
+    return value - WITHIN * error, value + WITHIN * error
 
 
 @metric(ClassPoints, when="asked", interval=_interval("capacity"))
@@ -118,6 +137,34 @@ def manifold_capacity_floor(points: ClassPoints) -> float:
     """
     return points.geometry.floor
 
+
+def _of_glue(points: ClassPoints, measure: str) -> float:
+    value: float | None = getattr(points.glue, measure)
+    if value is None:
+        raise Undefined("the anchors do not vary")
+    return value
+
+
+def _interval_of_glue(points: ClassPoints, measure: str) -> tuple[float, float]:
+    return _around(_of_glue(points, measure), points.glue.standard_errors[measure])
+
+
+glue_metrics = {
+    measure: METRICS.add(
+        f"glue_{measure}",
+        Metric(
+            f"glue_{measure}",
+            ClassPoints,
+            partial(_of_glue, measure=measure),
+            interval=partial(_interval_of_glue, measure=measure),
+            when="asked",
+            doc=f"{measure.replace('_', ' ').capitalize()} of class manifolds that are told apart together, in random "
+            "balanced halves of the classes (GLUE); see `geophone.geometry.glue`.",
+        ),
+    )
+    for measure in MEASURES
+}
+"""GLUE's measures, by name."""
 
 METRICS_OF_MANIFOLDS = (
     "manifold_capacity",

@@ -372,7 +372,7 @@ def _project(
     def some(rows: NDArray[np.int64]) -> None:
         _project_some(gram, b, signs, owner, rows, _TOLERANCE, found, residual)
 
-    # Every third sample or so in one piece: programs differ in size, and a thread that is done takes the next.
+    # More pieces than threads: programs differ in size, and a thread that is done takes the next.
     in_threads(some, np.array_split(np.arange(len(b)), min(len(b), 4 * torch.get_num_threads())))
     points = unit.numpy()
     for q in (residual > ACCEPTED).nonzero()[0]:

@@ -1,7 +1,7 @@
 """One pass over the data for every metric, layer and perturbation: from a network and images to rows of the table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,7 +173,10 @@ def _responses(
     model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce, project: Reduce | None = None
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """The logits, what every layer answers reduced, and the same projected."""
-    with tap(model, layers, reduce) as seen, tap(model, layers, project) if project else nullcontext({}) as points:
+    projected: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
+    if project is not None:
+        projected = tap(model, layers, project)
+    with tap(model, layers, reduce) as seen, projected as points:
         return logits_of(unwrapped(model), x), dict(seen), dict(points)
 
 

@@ -43,6 +43,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
         ("robustness", ("fog", "all of them")),
         ("selectivity", ("is negative", "eta_squared", "relu6")),
         ("similarity", ("far_similarity", "relu6")),
+        ("stochastic", ("(10, 1)", "relu1.clean")),
     ],
 )
 def test_the_examples_of_the_docs_run(page, said, tmp_path, monkeypatch, capsys):

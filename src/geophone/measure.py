@@ -290,8 +290,10 @@ def compare(
         raise GeophoneError(f"{wrong[0]} does not compare two sets of responses. Name metrics that do, such as cka.")
     condition = _Condition({"family": "networks", "perturbation": "another network", "other": "second"}, None)
     depth: dict[str, int] = {}
-    with evaluating(first), evaluating(second), full_precision(), deterministic(), torch.no_grad():
-        for batch in as_split(data).near(first).batches(batch_size):
+    split = as_split(data).near(first)
+    noise = seeded(key("compare", "network"), split.x.device)  # of a stochastic network
+    with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, torch.no_grad():
+        for batch in split.batches(batch_size):
             (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
             depth = {name: i for i, name in enumerate(ours)}
             if not ours.keys() & theirs.keys():

@@ -22,6 +22,9 @@ from geophone.perturb.attacks.base import EOT_DRAWS, draws_of
 from geophone.perturb.attacks.fold import folded
 from geophone.record import layers_of, tap
 from geophone.registry import MODELS, RECIPES
+from geophone.report.findings import findings
+from geophone.report.page import _attack_words
+from geophone.report.words import eot_words
 from geophone.rng import draws, stream
 from geophone.robustness import eps_curve, survival
 from geophone.study import Job, run_job
@@ -420,6 +423,21 @@ def test_the_table_says_how_gradients_were_averaged(trained):
     assert said == [("FGSM", 0.1, 10.0), ("LinfPGD(steps=1, draws=1)", 0.1, 1.0)]
     without = measure(plain(), DATA.test.take(20), shakes, metrics=["accuracy"])
     assert "eot_draws" not in without["metric"].to_list()
+
+
+def test_the_report_says_it(trained):
+    """Which attacks averaged, which did not, and nothing of networks without noise."""
+    shakes = "FGSM(eps=0.1), LinfPGD(eps=0.1, steps=1, draws=1)"
+    noisy, quiet = (
+        measure(model, DATA.test.take(20), shakes, metrics=["accuracy", "cka"]) for model in (trained, plain())
+    )
+    found = findings(noisy)
+    said = _attack_words(found)
+    assert "attacks average over 10 draws of the network’s noise (EOT)" in said
+    assert "Not averaged over the noise, and so weak on networks that have it: LinfPGD(steps=1, draws=1)." in said
+    assert "eot_draws" not in found.summary["metric"].to_list()
+    assert "noise" not in _attack_words(findings(quiet))
+    assert "not averaged" not in eot_words({"FGSM": 10}).lower()
 
 
 # ---- the recipe ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from geophone.report.summary import (
 )
 from geophone.scores import scores, source_of, without_source
 
+EOT = "eot_draws"
 FAMILIES = ("clean", "noise", "corruption", "attack")
 
 
@@ -30,6 +31,7 @@ class Findings:
         sides: From `summarise_sides`.
         scores: From `scores`, with the series of each network.
         radii: From `summarise_radii`.
+        averaged: Of networks with noise, over how many draws of it each attack averaged its gradients.
         series: The series, with the one first that the others are compared with.
         kind: What a series is: "Recipe", or "Network" where none has a recipe.
         wide: From `networks`.
@@ -43,6 +45,7 @@ class Findings:
     sides: pl.DataFrame
     scores: pl.DataFrame
     radii: pl.DataFrame
+    averaged: dict[str, int]
     series: list[str]
     kind: str
     wide: pl.DataFrame
@@ -57,6 +60,8 @@ def findings(table: pl.DataFrame) -> Findings:
     scored = scores(table).join(who, on="job", how="left", maintain_order="left")
     beside = pl.col("family").fill_null("") == "similarity"
     maps, table = table.filter(beside), table.filter(~beside)
+    average = pl.col("metric") == EOT
+    averaged, table = draws_of(table.filter(average)), table.filter(~average)
     table, source = shortened(table)
     wide = networks(table).join(who, on="job", how="left", maintain_order="left")
     series = series_order(table)
@@ -68,7 +73,13 @@ def findings(table: pl.DataFrame) -> Findings:
     summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
     kind = "Recipe" if table["recipe"].count() else "Network"
     sides, radii = summarise_sides(table), summarise_radii(table)
-    return Findings(table, maps, source, summary, sides, scored, radii, series, kind, wide, relate(table))
+    return Findings(table, maps, source, summary, sides, scored, radii, averaged, series, kind, wide, relate(table))
+
+
+def draws_of(rows: pl.DataFrame) -> dict[str, int]:
+    """The least number of draws behind the gradients of each attack."""
+    least = rows.group_by("perturbation", maintain_order=True).agg(pl.col("value").min())
+    return {name: int(value) for name, value in least.select("perturbation", "value").iter_rows()}
 
 
 def shortened(table: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:

@@ -30,7 +30,7 @@ from geophone.report.scorecard import radii_table, score_section
 from geophone.report.summary import OWN_SPREAD, profile_metrics, thinned
 from geophone.report.sweep import sweep_section
 from geophone.report.verdicts import claims_section
-from geophone.report.words import SOURCES, SPACE, decimal, measure, p_value
+from geophone.report.words import SOURCES, SPACE, decimal, eot_words, measure, p_value
 
 # What the bundle leaves for the page's own script.
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -145,7 +145,7 @@ def _accuracy(found: Findings, specs: dict[str, Any]) -> str:
     return (
         '<section id="accuracy"><h2>Accuracy under perturbation</h2>\n'
         '<p class="caption">Share of test images classified correctly (higher is better) against the level of each '
-        f"perturbation, in its own units; level 0 is the clean images.{corrupted}{_attack_words(found)} "
+        f"perturbation, in its own units; level 0 is the clean images.{corrupted}{text(_attack_words(found))} "
         f"{_interval_words(found)} The averages in the answer are taken over the levels of a "
         "perturbation, then over perturbations.</p>\n"
         f"{legend(found.series)}{body}</section>"
@@ -158,7 +158,7 @@ def _attack_words(found: Findings) -> str:
     if not attacks:
         return ""
     blind = ", but for Square, which sees only its answers" if any("Square" in name for name in attacks) else ""
-    return f" Attacks are white-box: they know the network and its gradients{blind}."
+    return f" Attacks are white-box: they know the network and its gradients{blind}.{eot_words(found.averaged)}"
 
 
 def _breaking(found: Findings, specs: dict[str, Any]) -> str:
@@ -173,7 +173,7 @@ def _breaking(found: Findings, specs: dict[str, Any]) -> str:
     caption = (
         '<p class="caption">Robust accuracy is the share of test images that are classified correctly, and still are '
         "when the attack may change them by any distance up to eps (a logarithmic axis). It is an upper bound: a "
-        "stronger attack may leave less. Lines and bands are as above.</p>\n"
+        f"stronger attack may leave less.{text(eot_words(found.averaged))} Lines and bands are as above.</p>\n"
     )
     drawn = f'{caption}{legend(found.series)}<div class="panels in-3">{places}</div>\n' if panels else ""
     return f'<section id="breaking"><h2>How far until it breaks</h2>\n{drawn}{table}</section>'

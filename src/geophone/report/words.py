@@ -1,5 +1,6 @@
 """What the report calls things, and how it writes numbers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isclose
 
@@ -339,3 +340,23 @@ SOURCES = {
 def radius(perturbation: str, value: float) -> str:
     """A distance in an attack's norm: in 255ths for l∞."""
     return f"{value * 255:.3g}/255" if in_255ths(perturbation) else f"{value:.3g}"
+
+
+def eot_words(averaged: Mapping[str, int]) -> str:
+    """What attacks did about the noise of stochastic networks: empty where there are none.
+
+    Args:
+        averaged: For each attack, over how many draws of the noise its gradients were averaged.
+    """
+    several = sorted({count for count in averaged.values() if count > 1})
+    weak = [name for name, count in averaged.items() if count <= 1]
+    said = ""
+    if several:
+        counts = " or ".join(str(count) for count in several)
+        said += f" On networks with noise, attacks average over {counts} draws of the network’s noise (EOT)."
+    if weak:
+        said += (
+            f" Not averaged over the noise, and so weak on networks that have it: {', '.join(weak)}. Accuracy under "
+            "them is too high."
+        )
+    return said

@@ -2,24 +2,18 @@
 
 Those in use have slots 0 … size - 1: `place` says which generator, `z` its multiplier, `target` its b, and `factor` is
 the Cholesky factor of their Gram matrix. What fills the slots, and from how many candidates, is the kernel's business.
-
-Kernels are marked `no_type_check`, so that no import hook puts checks of types around what numba compiles.
 """
 
-from typing import no_type_check
-
 import numpy as np
-from numba import njit
+
+from geophone.geometry.compiled import compiled
 
 DEPENDENT = 1e-14
 """Of a generator's squared length, what must be left outside of the span of those in use for it to enter."""
 
-_FAST = {"reassoc", "contract"}  # sums may be reordered, so that they fill vector registers; nothing else is relaxed
 
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
-@no_type_check
-def enter(factor, size, row, length):
+@compiled
+def enter(factor, size, row, length):  # type: ignore[no-untyped-def]
     """Add a generator to the factor: O(size²). False, and nothing is added, if it is in the span of those in use.
 
     Args:
@@ -43,9 +37,8 @@ def enter(factor, size, row, length):
     return True
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-@no_type_check
-def leave(factor, place, z, target, size, out):
+@compiled
+def leave(factor, place, z, target, size, out):  # type: ignore[no-untyped-def]
     """Free one slot; those after it move up, and Givens rotations make the factor triangular again: O(size²)."""
     for i in range(out, size - 1):
         place[i], z[i], target[i] = place[i + 1], z[i + 1], target[i + 1]
@@ -61,9 +54,8 @@ def leave(factor, place, z, target, size, out):
             factor[j, i], factor[j, i + 1] = c * u + s * v, c * v - s * u
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
-@no_type_check
-def settle(factor, place, z, target, size, solution):
+@compiled
+def settle(factor, place, z, target, size, solution):  # type: ignore[no-untyped-def]
     """Move the multipliers to the minimum over those in use; whatever reaches 0 on the way leaves. The new size.
 
     The inner loop of Lawson and Hanson: multipliers were feasible for what was in use and are optimal for what stays.

@@ -6,11 +6,14 @@ from typing import Any
 
 from numba import njit
 
+FAST = {"reassoc", "contract"}
+"""Sums may be reordered, so that they fill vector registers; nothing else of arithmetic is relaxed."""
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: compile a function of plain arrays once, keep it on disk, and let the interpreter's lock go in it.
 
     What checks of types were put around the function is left off: they take tensors, and nothing else can be compiled.
     """
-    made: Callable[..., Any] = njit(cache=True, nogil=True)(unwrap(function))
+    made: Callable[..., Any] = njit(cache=True, nogil=True, fastmath=FAST)(unwrap(function))
     return made

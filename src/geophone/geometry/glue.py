@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import njit
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpstrf
 from scipy.optimize import nnls
@@ -17,6 +16,7 @@ from torch import Tensor
 from geophone.errors import GeophoneError, unknown
 from geophone.geometry.active_set import enter, settle
 from geophone.geometry.clouds import as_clouds
+from geophone.geometry.compiled import compiled
 from geophone.geometry.nnls import ACCEPTED, in_threads
 from geophone.rng import stream
 
@@ -385,9 +385,8 @@ def _project(
     return torch.from_numpy(found), float(residual.max())
 
 
-@njit(cache=True, nogil=True)
-@no_type_check
-def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):
+@compiled
+def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):  # type: ignore[no-untyped-def]
     n = gram.shape[0]
     cap = 32
     factor = np.empty((cap, cap))
@@ -401,9 +400,8 @@ def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):
         residual[q] = left
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-@no_type_check
-def _cone(gram, b, signs, owner, tolerance, found, factor):
+@compiled
+def _cone(gram, b, signs, owner, tolerance, found, factor):  # type: ignore[no-untyped-def]
     """Minimise ½ zᵀDGDz − bᵀDz over z ≥ 0, D the points' labels, by Lawson and Hanson with column generation.
 
     Slopes of all points are worked out only when those of the pool are all at most 0; then the steepest point of every

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.geometry.active_set import enter, settle
 from geophone.geometry.clouds import as_clouds
+from geophone.geometry.compiled import compiled
 from geophone.geometry.glue import span
 from geophone.geometry.nnls import in_threads, lawson_hanson
 from geophone.rng import stream
@@ -152,9 +152,8 @@ def _least(x: Float[Tensor, "n r"]) -> float:
     return TOUCHING * float(x.norm(dim=1).max())
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-@no_type_check
-def _nearest(x, side, tolerance, any_plane):
+@compiled
+def _nearest(x, side, tolerance, any_plane):  # type: ignore[no-untyped-def]
     """The nearest points of two convex hulls, by Wolfe's method on the differences of points of either side.
 
     With v = x_i − x_j (i of the side 1, j of −1) it minimises ½ |Σ z v|² + ½ κ (Σ z − 1)² over z ≥ 0, κ the squared
@@ -253,9 +252,8 @@ def _nearest(x, side, tolerance, any_plane):
     return np.sqrt(length) / max(total, 1e-300), apart
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-@no_type_check
-def _held_out(gram, side, fold, folds, c):
+@compiled
+def _held_out(gram, side, fold, folds, c):  # type: ignore[no-untyped-def]
     """Balanced accuracy of the squared-hinge machine on each fold in turn, averaged. `gram` has the intercept's 1."""
     n = len(side)
     mean = 0.0

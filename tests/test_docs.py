@@ -44,6 +44,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
         ("selectivity", ("is negative", "eta_squared", "relu6")),
         ("similarity", ("far_similarity", "relu6")),
         ("stochastic", ("(10, 1)", "relu1.clean")),
+        ("geometry", ("floor 0.0500", "GaussianNoise", "its copies have one")),
     ],
 )
 def test_the_examples_of_the_docs_run(page, said, tmp_path, monkeypatch, capsys):

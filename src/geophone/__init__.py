@@ -11,6 +11,7 @@ from geophone.data import ImageData, Split, load
 from geophone.errors import GeophoneError
 from geophone.geometry import manifold_geometry
 from geophone.gradients import input_gradients
+from geophone.manifolds import exemplar_manifolds
 from geophone.measure import compare, measure
 from geophone.metrics import Metric, Undefined, metric
 from geophone.models import load_model
@@ -53,6 +54,7 @@ __all__ = [
     "compare",
     "compare_networks",
     "eps_curve",
+    "exemplar_manifolds",
     "fit",
     "grid",
     "input_gradients",

@@ -66,7 +66,7 @@ def exemplar_manifolds(
     features: int = 1000,
     n_t: int = 300,
     kappa: float = 0.0,
-    restarts: int = 3,
+    n_reps: int = 3,
     seed: int = 0,
     columns: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -106,7 +106,7 @@ def exemplar_manifolds(
         features: To how many dimensions a larger layer is projected.
         n_t: Gaussian samples a manifold.
         kappa: Margin.
-        restarts: Starts of the fit of the directions that the clouds' centres share.
+        n_reps: Starts of the fit of the directions that the clouds' centres share.
         seed: Keys the draws, the network's noise, the projections and the samples.
         columns: Values for the table's columns job, dataset, model, recipe, seed and epoch.
         progress: Called with (steps done, steps in all).
@@ -150,7 +150,7 @@ def exemplar_manifolds(
                 if progress is not None:
                     progress(done, steps)
             clouds = {layer: torch.stack(parts) for layer, parts in gathered.items()}
-            rows += _condition(shake, clouds, clean, seed, n_t=n_t, kappa=kappa, restarts=restarts)
+            rows += _condition(shake, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
             clean = clouds if clean is None else clean
     return table.frame({**(columns or {}), **row} for row in rows)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from geophone.report import charts
-from geophone.report.findings import Findings
+from geophone.report.findings import FAMILIES, Findings
 from geophone.report.panels import Panel, bands_in_short
 from geophone.report.summary import series_order
 from geophone.report.sweep import pictures, sweep_of
@@ -84,7 +84,8 @@ def _overlap(found: Findings, summary: pl.DataFrame, series: list[str]) -> Itera
 def _ends(rows: pl.DataFrame) -> list[str]:
     """Clean images, and each family of perturbations at its highest level."""
     strongest = rows.filter(pl.col("level") == pl.col("level").max().over("family"))
-    return strongest["label"].unique(maintain_order=True).to_list()
+    labels = strongest.select("family", "label").unique(maintain_order=True).rows()
+    return [label for _, label in sorted(labels, key=lambda one: FAMILIES.index(one[0]) if one[0] in FAMILIES else 9)]
 
 
 def _panel(
@@ -93,11 +94,11 @@ def _panel(
     """One measure under one condition over depth, a line for each series."""
     part = part.sort("series", "depth")
     names = part.select("depth", "layer").unique().sort("depth", "layer").rows()
-    spec = charts.profile(found.kind, series, names, "", 230) | {"height": 180}
+    spec = charts.profile(found.kind, series, names, "", 250) | {"height": 180}
     spec["title"] = charts.heading(measure(metric).title, label, 12)
     for layer in spec["layer"]:
         layer["encoding"]["x"]["title"] = None
-        layer["encoding"]["x"]["axis"] |= {"labelAngle": -45}
+        layer["encoding"]["x"]["axis"] |= {"labelAngle": -45, "labelOverlap": False}
         if metric == OVERLAP:
             layer["encoding"]["y"]["scale"] = {"domain": [0.5, 1], "clamp": True}
     floors = summary.filter((pl.col("metric") == FLOORS.get(metric, "")) & (pl.col("label") == label))

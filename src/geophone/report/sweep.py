@@ -281,36 +281,44 @@ def _tradeoff(sweep: Sweep) -> list[Panel | None]:
     if manifolds.is_empty():
         return []
     plain = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy") & pl.col("family").is_in(["clean", "attack"]))
-    panels = [_conditions(sweep, plain, "accuracy", "%")]
-    layers = ("manifold_capacity", "manifold_dimension", "manifold_radius", "exemplar_width", "clean_separability")
-    for metric in layers:
-        rows = sweep.rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric))
-        panels.append(_conditions(sweep, rows.drop_nulls("value"), measure(metric).title))
-    return panels
+    parts = [("accuracy", "%", plain)]
+    for metric in (
+        "manifold_capacity",
+        "manifold_dimension",
+        "manifold_radius",
+        "exemplar_width",
+        "clean_separability",
+    ):
+        rows = sweep.rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric)).drop_nulls("value")
+        parts.append((measure(metric).title, ".3~f", rows))
+    found = [(title, form, _over_layers(rows)) for title, form, rows in parts if not rows.is_empty()]
+    # One legend for all panels: a condition has its colour in each.
+    labels = pl.concat([rows.select("family", "level", "label") for _, _, rows in found]).unique(maintain_order=True)
+    labels = labels.sort(pl.col("family") != "clean", "family", "level", "label")
+    shown = labels["label"].unique(maintain_order=True).to_list()
+    return [_conditions(sweep, rows, title, form, shown) for title, form, rows in found]
 
 
-def _conditions(sweep: Sweep, rows: pl.DataFrame, title: str, form: str = ".3~f") -> Panel | None:
-    """Means over layers with intervals against the number, evenly spaced; a line for each condition."""
-    if rows.is_empty():
-        return None
+def _over_layers(rows: pl.DataFrame) -> pl.DataFrame:
+    """The mean over layers in each network and condition, with what the condition is called."""
     where = ["family", "perturbation", "level"]
     rows = rows.group_by(*NETWORK, *where, maintain_order=True).agg(pl.col("value").mean())
-    labels = {condition: condition_label(*condition) for condition in rows.select(where).unique().rows()}
-    named = rows.with_columns(
-        label=pl.Series([labels[condition] for condition in rows.select(where).rows()], dtype=pl.String)
-    )
-    shown = named.unique("label").sort("family", "level", "label", maintain_order=True)["label"].to_list()
-    shown.sort(key=lambda label: label != "clean images")
+    labels = [condition_label(*condition) for condition in rows.select(where).iter_rows()]
+    return rows.with_columns(label=pl.Series(labels, dtype=pl.String))
+
+
+def _conditions(sweep: Sweep, rows: pl.DataFrame, title: str, form: str, shown: Sequence[str]) -> Panel:
+    """Means with intervals against the number, evenly spaced; a line for each condition."""
     x = alt.X("swept:O", title=sweep.name, sort=sweep.values, axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
     y = alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5), scale=alt.Scale(zero=False, padding=6))
-    legend = alt.Legend(title=None, orient="bottom", columns=1, labelLimit=300)
-    colour = alt.Scale(domain=shown, range=[charts.style(i)["colour"] for i in range(len(shown))])
-    base = alt.Chart().encode(x=x, color=alt.Color("label:N", scale=colour, sort=shown, legend=legend))
+    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=320)
+    colours = alt.Scale(domain=list(shown), range=[charts.style(i)["colour"] for i in range(len(shown))])
+    base = alt.Chart().encode(x=x, color=alt.Color("label:N", scale=colours, sort=list(shown), legend=legend))
     bars = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     line = base.mark_line(strokeWidth=1.7).encode(y=y)
     points = base.mark_point(filled=True, size=45, opacity=1).encode(y=y)
     layers = alt.layer(bars, line, points, data=alt.Data(name="rows"), title=title, width=270, height=220)
-    return charts.styled(layers), _over_seeds(named, ["label"])
+    return charts.styled(layers), _over_seeds(rows, ["label"])
 
 
 def _lines(sweep: Sweep, rows: pl.DataFrame, x: alt.X, place: str, title: str, form: str, share: bool = False) -> Panel:

@@ -161,6 +161,37 @@ MEASURES: dict[str, Measure] = {
         (0.0, inf),
         _DIRECTIONS[0],
     ),
+    "manifold_capacity": Measure(
+        "Capacity of class manifolds",
+        "Classes that a linear readout tells apart, per feature. At most 2; 2/M for M points of a class without "
+        "structure. Higher: easier to tell apart.",
+        (0.0, inf),
+        "how many classes a readout can tell apart",
+    ),
+    "manifold_radius": Measure(
+        "Radius of class manifolds",
+        "How far the images of a class spread, over the distance of their centre from that of all. Higher: more "
+        "spread.",
+        (0.0, inf),
+        "how far the images of a class spread",
+    ),
+    "manifold_dimension": Measure(
+        "Dimension of class manifolds",
+        "Over how many directions the images of a class spread, as a linear readout sees it.",
+        (0.0, inf),
+        "over how many directions the images of a class spread",
+    ),
+    "center_correlation": Measure(
+        "Correlation of classes' centres", "Mean |cos| between the centres of classes. Lower: easier to tell apart."
+    ),
+    "manifold_center_rank": Measure(
+        "Shared directions of classes' centres",
+        "Directions that the centres share and that are taken away.",
+        (0.0, inf),
+    ),
+    "manifold_capacity_floor": Measure(
+        "Floor of classes' capacity", "2/M: the capacity of M points of a class without structure.", (0.0, inf)
+    ),
     "exemplar_capacity": Measure(
         "Capacity of exemplar manifolds",
         "Manifolds of shaken copies of one image that a linear readout tells apart, per feature. At most 2; 2/copies "

@@ -84,8 +84,8 @@ def exemplar_manifolds(
     - `exemplar_width`: mean_i R_i·√D_i, ± 1.96 standard errors over the exemplars.
     - `exemplar_capacity_floor`: 2/M, the capacity of clouds without structure. Nothing is read off a capacity near it.
     - `clean_separability`: mean over exemplars of the held-out accuracy of a linear support vector machine that tells
-      an image's clean copies from its shaken ones; 0.5 to 1, where 0.5 is complete overlap; ± 1.96 standard errors over
-      the exemplars. The clean copies of a deterministic network are one point, M times.
+      an image's clean copies from its shaken ones. 0.5 is chance, complete overlap; 1 is none; ± 1.96 standard errors
+      over the exemplars. The clean copies of a deterministic network are one point, M times.
 
     Conditions are `clean`, where the network's noise alone tells copies apart, and each perturbation. Layers are
     `pixels`, at depth −1, and those recorded. Copies that are all alike in a layer are a point: its rows are null, with

@@ -100,7 +100,7 @@ def _panel(
         layer["encoding"]["x"]["title"] = None
         layer["encoding"]["x"]["axis"] |= {"labelAngle": -45, "labelOverlap": False}
         if metric == OVERLAP:
-            layer["encoding"]["y"]["scale"] = {"domain": [0.5, 1], "clamp": True}
+            layer["encoding"]["y"]["scale"] = {"domain": [0.4, 1], "clamp": True}
     floors = summary.filter((pl.col("metric") == FLOORS.get(metric, "")) & (pl.col("label") == label))
     if not floors.is_empty():
         rule = {"type": "rule", "strokeDash": [4, 3], "color": "#777"}

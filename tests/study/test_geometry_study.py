@@ -159,7 +159,7 @@ def test_figures_of_the_study(tmp_path):
     assert set(figures) == {"manifolds_class", "manifolds_exemplar", "manifolds_overlap"}
     sweep = sweep_of(found.table)
     assert sweep is not None
-    assert sweep.values == [0, 0.25, 0.5, 1, 2, 4]
+    assert sweep.values == [0, 0.5, 1, 2, 4, 8, 16]
     lines = {row["series"] for row in figures["manifolds_class"]["concat"][0]["data"]["values"]}
     assert len(lines) == 1 + 1 + 1 + 4  # standard, adversarial, the middle strength and the others
 

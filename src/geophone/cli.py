@@ -176,6 +176,7 @@ def run(
 @click.option(
     "--curves", default=DEFAULT_CURVES, show_default=True, help="Attacks whose accuracy is drawn over eps; '' for none."
 )
+@click.option("--also", help="Metrics to measure besides, such as 'manifold_capacity, manifold_radius'.")
 @images_option
 @click.option("--reduce", type=click.Choice(list(REDUCTIONS)), default="spatial_mean", show_default=True,
               help="What a unit is: a channel, a feature of the last axis, or every position.")  # fmt: skip
@@ -197,6 +198,7 @@ def scan_command(
     layers: str | None,
     perturb: str,
     curves: str,
+    also: str | None,
     images: int | None,
     reduce: str,
     batch_size: int,
@@ -225,6 +227,7 @@ def scan_command(
             _names(layers),
             out,
             curves=curves,
+            also=_names(also) or (),
             factory=factory,
             images=images,
             device=device,

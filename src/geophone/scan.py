@@ -16,6 +16,7 @@ from geophone.data import ImageData, Split, as_split, load
 from geophone.errors import GeophoneError
 from geophone.files import make_folder
 from geophone.measure import measure
+from geophone.metrics import default_metrics
 from geophone.models import load_model
 from geophone.provenance import now, write_provenance
 from geophone.record import Reduce, spatial_mean
@@ -57,6 +58,7 @@ def scan(
     out: str | Path | None = None,
     *,
     curves: str | Sequence[Perturbation] = DEFAULT_CURVES,
+    also: Sequence[str] = (),
     factory: str | None = None,
     images: int | None = None,
     device: str | None = None,
@@ -77,6 +79,7 @@ def scan(
         out: Path of the report, such as `report.html`; its table, figures and provenance go to the folder `report/`
             beside it. A path without `.html` is a folder for all of them. None for no files.
         curves: Attacks whose robust accuracy is measured over the radius, whatever radius they name; "" for none.
+        also: Names of metrics to measure besides the default ones, such as "manifold_capacity".
         factory: What makes the network when `model` is a weights file.
         images: How many images, class-balanced; default all.
         device: Where to run; default where the network is.
@@ -100,7 +103,7 @@ def scan(
     if folder is not None:
         make_folder(folder)
     rows = measure(
-        *(made, split, perturb, layers),
+        *(made, split, perturb, layers, tuple(dict.fromkeys((*default_metrics(), *also)))),
         batch_size=batch_size,
         reduce=reduce,
         seed=seed,

@@ -162,3 +162,13 @@ def test_errors(good, data, tmp_path):
     with pytest.raises(GeophoneError, match="unknown layer 'relu7'"):
         shake(good, data, layers=["relu7"], out=tmp_path / "r.html")
     assert not list(tmp_path.rglob("*.html"))
+
+
+def test_more_metrics_are_measured_when_they_are_named(good, data):
+    found = shake(good, data, also=["manifold_capacity", "accuracy"], images=60)
+    rows = found.table.filter(metric="manifold_capacity")
+    assert rows["layer"].unique(maintain_order=True).to_list() == [f"relu{i}" for i in range(1, 7)]
+    assert rows["perturbation"].unique(maintain_order=True).to_list() == ["clean", "GaussianNoise"]
+    assert found.table.filter(metric="accuracy", perturbation="clean").height == 1
+    with pytest.raises(GeophoneError, match="manifold_capacity"):
+        shake(good, data, also=["manifold_capasity"])

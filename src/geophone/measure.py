@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from geophone import table
-from geophone.data import as_split
+from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined, default_metrics
 from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb import grid
-from geophone.perturb.attacks.base import draws_of, eot_row
+from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.record import (
     RandomProjection,
     Reduce,
+    asked_twice,
     check_labels,
     check_ran,
     layers_of,
@@ -55,6 +56,11 @@ class _Condition:
     perturbation: Perturbation | None
     sums: dict[Key, Any] = field(default_factory=dict)
 
+    @property
+    def attack(self) -> Perturbation | None:
+        """The perturbation, where it attacks."""
+        return self.perturbation if self.perturbation is not None and is_attack(self.perturbation) else None
+
     def add(self, layer: str | None, statistic: type[Any], shuffled: bool, batch: Batch | Pair) -> None:
         part = statistic.of(batch)
         key = (layer, statistic, shuffled)
@@ -79,8 +85,9 @@ def measure(
 
     Each batch goes through the network clean and under every perturbation; every layer's responses are reduced inside
     the hook, summed into statistics and dropped. Memory is O(perturbations · layers · d²) however many the images.
-    The network is in eval mode meanwhile and restored after; TF32 and autocast are off. Of a network with noise, rows
-    `eot_draws` say over how many draws of it the gradients of each attack were averaged.
+    The network is in eval mode meanwhile and restored after; TF32 and autocast are off. Of a network with noise, which
+    says so or answers the same images differently in two passes, attacks whose `draws` are left open average their
+    gradients over 10 draws of it, and rows `eot_draws` say how many it was for each attack.
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
@@ -88,7 +95,7 @@ def measure(
         perturbations: What to shake the images with, besides leaving them clean: objects, or text as `grid` reads it.
         layers: Module names or shell patterns; default every activation and block output.
         metrics: Names of registered metrics; default all but those that are measured only when asked for.
-        batch_size: Images per batch. Results do not depend on it, beyond rounding.
+        batch_size: Images per batch. Results do not depend on it, beyond rounding and a network's own noise.
         reduce: From a response `[n, ...]` to `[n, d]`; default the mean over space.
         features: To how many dimensions whole responses are projected, at most, for metrics that read these.
         seed: Keys the perturbations' randomness, the shuffled labels and the projection.
@@ -120,6 +127,7 @@ def measure(
     done = 0
     noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
     with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), torch.no_grad():
+        noisy = _average(conditions, model, split)
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
             clean: dict[str, Tensor] = {}
@@ -127,7 +135,8 @@ def measure(
             for condition in conditions:
                 x = batch.x
                 if condition.perturbation is not None:
-                    x = _perturbed(condition.perturbation, batch, model, seed, weaker)
+                    name = condition.columns["perturbation"]
+                    x = _perturbed(condition.perturbation, name, batch, model, seed, weaker)
                 logits, responses, points = _responses(model, x, layers, reduce, project)
                 check_ran(wanted, responses)
                 if condition.perturbation is None:
@@ -140,21 +149,35 @@ def measure(
                 if progress is not None:
                     progress(done, steps)
     given = dict(columns or {})
-    rows = (row for c in conditions for row in (*_rows(c, chosen, depth), *_averaging(c, model, len(split))))
+    rows = (row for c in conditions for row in (*_rows(c, chosen, depth), *_averaging(c, noisy, len(split))))
     return table.frame({**given, **row} for row in rows)
 
 
-def _averaging(condition: _Condition, model: Model, n: int) -> Iterator[dict[str, Any]]:
+def _average(conditions: Sequence[_Condition], model: Model, split: Split) -> bool:
+    """Whether a network under attack is stochastic; if so, the attacks average over its noise, under their names."""
+    attacks = [(condition, attack) for condition in conditions if (attack := condition.attack) is not None]
+    with seeded(0, split.x.device):  # what is asked here moves no other draw
+        noisy = bool(attacks) and (is_stochastic(model) or asked_twice(unwrapped(model), split)[1])
+    for condition, attack in attacks:
+        condition.perturbation = averaging(attack, noisy)
+    return noisy
+
+
+def _averaging(condition: _Condition, noisy: bool, n: int) -> Iterator[dict[str, Any]]:
     """Of an attack on a stochastic network, how its gradients were averaged."""
-    if condition.columns["family"] == "attack" and is_stochastic(model):
-        yield {**condition.columns, **eot_row(draws_of(condition.perturbation, True)), "n": n}
+    if noisy and condition.attack is not None:
+        yield {**condition.columns, **eot_row(draws_of(condition.attack, True)), "n": n}
 
 
 def _perturbed(
-    perturbation: Perturbation, batch: Batch, model: Model, seed: int, weaker: dict[str, tuple[Perturbation, Tensor]]
+    perturbation: Perturbation,
+    name: str,
+    batch: Batch,
+    model: Model,
+    seed: int,
+    weaker: dict[str, tuple[Perturbation, Tensor]],
 ) -> Tensor:
     """The batch's images, perturbed. What goes on from a lower level, as an attack does in steps, starts there."""
-    name = family_name(perturbation)
     # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
     rng = draws(seed, name, index=batch.index)
     onward = getattr(perturbation, "onward", None)
@@ -266,6 +289,7 @@ def compare(
     *,
     batch_size: int = 256,
     reduce: Reduce = spatial_mean,
+    seed: int = 0,
     columns: Mapping[str, Any] | None = None,
 ) -> pl.DataFrame:
     """How alike two networks' responses to the same clean images are, layer by layer; returns rows of the table.
@@ -280,6 +304,7 @@ def compare(
         layers: As in `measure`.
         batch_size: Images per batch.
         reduce: As in `measure`.
+        seed: Keys the noise of stochastic networks.
         columns: Values for the table's other columns; `perturbation` and `other` say what the second network is.
 
     Raises:
@@ -291,7 +316,7 @@ def compare(
     condition = _Condition({"family": "networks", "perturbation": "another network", "other": "second"}, None)
     depth: dict[str, int] = {}
     split = as_split(data).near(first)
-    noise = seeded(key("compare", "network"), split.x.device)  # of a stochastic network
+    noise = seeded(key(seed, "compare", "network"), split.x.device)  # of a stochastic network
     with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, torch.no_grad():
         for batch in split.batches(batch_size):
             (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))

@@ -28,7 +28,7 @@ UNDEFINED = "rho is undefined in"
 # make Holm's correction harder; they are tested when asked for.
 COMPANIONS = (
     *("class_selectivity_floor", "eta_squared", "mean_response", "participation_ratio"),
-    *(f"{kind}_{what}" for kind in ("manifold", "exemplar") for what in ("capacity_floor", "center_rank")),
+    *("manifold_capacity_floor", "manifold_center_rank"),
     *(f"pca_{kind}" for kind in ("dim_90", "dim_95", "dim_99", "fraction_90", "fraction_99")),
     *(
         f"{family}_difference_{kind}"
@@ -55,7 +55,8 @@ RELATION_SCHEMA: dict[str, Any] = {
 def networks(table: pl.DataFrame) -> pl.DataFrame:
     """One row per network: who it is, its clean accuracy, its geometry and its robustness.
 
-    - Geometry on clean images, under the metric's name: the mean over the layers in which it is defined.
+    - Geometry on clean images, under the metric's name: the mean over the layers in which it is defined. Exemplar
+      manifolds are left out: of clean images, they are those of a network's own noise.
     - Geometry that compares perturbed with clean responses: `natural_<metric>` (noise and corruption) and
       `attack_<metric>`. Mean over layers and levels within a perturbation, then unweighted over perturbations.
     - `natural_accuracy`, `attack_accuracy`: mean over levels within a perturbation, then unweighted over perturbations;
@@ -64,7 +65,9 @@ def networks(table: pl.DataFrame) -> pl.DataFrame:
 
     What a network lacks is null. Rows are ordered by data set, model, recipe, seed and job.
     """
-    rows = table.filter(pl.col("unit").is_null() & ~pl.col("metric").str.starts_with("check."))
+    # Exemplar manifolds of clean images are those of a network's own noise, and defined from the noisy layer on: means
+    # over layers would be over others in each network.
+    rows = table.filter(pl.col("unit").is_null() & ~pl.col("metric").str.contains(r"^(check\.|exemplar_)"))
     side = pl.when(pl.col("family").is_in(NATURAL)).then(pl.lit("natural")).otherwise(pl.col("family"))
     rows = rows.with_columns(side=side).filter(pl.col("side").is_in(["clean", "natural", "attack"]))
     accuracy = rows.filter(pl.col("layer").is_null() & (pl.col("metric") == "accuracy"))

@@ -12,10 +12,11 @@ from geophone.manifolds import PIXELS
 from geophone.perturb import grid
 from geophone.record import layers_of
 from geophone.registry import MODELS, RECIPES, parse_call
+from geophone.relate import networks as networks_of
 from geophone.report import write_report
 from geophone.report.findings import findings
 from geophone.report.manifolds import manifold_figures
-from geophone.report.sweep import sweep_of
+from geophone.report.sweep import _tradeoff, sweep_of
 from geophone.study import Job, PopulationGeometry, run_job, run_study
 from geophone.study.geometry import CLASS_METRICS, one_step
 from geophone.testing.contracts import broken_contracts
@@ -114,9 +115,10 @@ def test_every_name_in_the_claims_is_one_of_the_study(size):
     assert "no rows" in judge([claim], rows)["note"][0]
 
 
-def test_claims_read_the_layers_that_they_name():
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_claims_read_the_layers_that_they_name(size):
     """A number at each layer tells which layers a measure means: those from the noise on, at it, and after it."""
-    study = PopulationGeometry(size="small")
+    study = PopulationGeometry(size=size)
     layers = study.setting["layers"]
     job = study.job("Standard", 0).resolved()
     who = {"job": job.id, "dataset": "d", "model": job.model, "recipe": "Standard", "seed": 0}
@@ -151,6 +153,31 @@ def test_a_job_measures_both_kinds_of_manifolds(tmp_path):
     assert depths == [0]
     again = replace(TINY, exemplars=())
     assert again.id != TINY.id
+
+
+def test_figures_show_the_strength_that_the_claims_are_about():
+    study = PopulationGeometry(size="small")
+    figures = manifold_figures(findings(made_up(study)))
+    lines = {row["series"].partition(" · ")[0] for row in figures["manifolds_class"]["concat"][0]["data"]["values"]}
+    assert lines & set(study.sweep()) == {study.noise(study.setting["central"])}
+
+
+def test_a_mean_over_layers_is_over_the_same_ones_in_every_condition():
+    """Copies of clean images are one point before the noise: equal widths in each layer must give equal means."""
+    study = PopulationGeometry(size="small")
+    rows = made_up(study).filter(pl.col("metric").is_in(["accuracy", "exemplar_width"]))
+    place = pl.col("depth").cast(pl.Float64)
+    width = pl.col("metric") == "exemplar_width"
+    rows = rows.with_columns(value=pl.when(width).then(place).otherwise("value"))
+    before = width & (pl.col("family") == "clean") & (pl.col("depth") < 2)
+    rows = rows.with_columns(value=pl.when(before).then(None).otherwise("value"))
+    (panel,) = (
+        rows
+        for spec, rows in filter(None, _tradeoff(sweep_of(findings(rows).table)))
+        if "width" in str(spec["title"]).lower()
+    )
+    assert len({round(row["value"], 9) for row in panel}) == 1
+    assert "exemplar_width" not in networks_of(rows).columns
 
 
 def test_figures_of_the_study(tmp_path):

@@ -59,7 +59,7 @@ def _lines_of(found: Findings) -> tuple[pl.DataFrame, list[str]]:
     rows = rows.filter(pl.col("model").eq_missing(model) & pl.col("dataset").eq_missing(dataset))
     if (sweep := sweep_of(found.table)) is not None:
         inner = [value for value in sweep.values if value != 0]
-        others = sweep.rows.filter(~pl.col("swept").is_in([0.0, inner[len(inner) // 2]]))["series"].unique()
+        others = sweep.rows.filter(~pl.col("swept").is_in([0.0, inner[(len(inner) - 1) // 2]]))["series"].unique()
         rows = rows.filter(~pl.col("series").is_in(others.implode()))
     series = series_order(rows)
     return found.summary.filter(pl.col("series").is_in(series)), series

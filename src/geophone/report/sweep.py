@@ -290,6 +290,8 @@ def _tradeoff(sweep: Sweep) -> list[Panel | None]:
         "clean_separability",
     ):
         rows = sweep.rows.filter(pl.col("layer").is_not_null() & (pl.col("metric") == metric)).drop_nulls("value")
+        # Copies of clean images are one point before the noisy layer: the same layers for all conditions.
+        rows = rows.with_columns(count=pl.len().over("layer")).filter(pl.col("count") == pl.col("count").max())
         parts.append((measure(metric).title, ".3~f", rows))
     found = [(title, form, _over_layers(rows)) for title, form, rows in parts if not rows.is_empty()]
     # One legend for all panels: a condition has its colour in each.

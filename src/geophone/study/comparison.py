@@ -65,6 +65,7 @@ class Comparison:
             job.layers,
             batch_size=job.batch_size,
             reduce=REDUCTIONS[job.reduce],
+            seed=job.seed,
             columns={
                 **job.columns(data),
                 "perturbation": f"beside {self.second.recipe}",

@@ -208,7 +208,11 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         reduce = REDUCTIONS["spatial_mean" if job.reduce == "positions" else job.reduce]
         some = data.test.take(job.gradients)
         steep = input_gradients(
-            model, some, job.layers, reduce=reduce, columns=measured, progress=stage("input gradients")
+            *(model, some, job.layers),
+            reduce=reduce,
+            seed=job.seed,
+            columns=measured,
+            progress=stage("input gradients"),
         )
     shaken = table.empty()
     if job.exemplars:

@@ -14,10 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from geophone.data import Split
 from geophone.errors import GeophoneError, unknown
 from geophone.geometry.clouds import projection
 from geophone.rng import stream
 from geophone.types import Batch, Model, device_of, passed
+from geophone.types import unwrapped as unwrapped
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -59,6 +61,9 @@ def positions(response: Float[Tensor, "n ..."]) -> Float[Tensor, "m d"]:
     return flat.transpose(1, 2).flatten(0, 1)
 
 
+ASKED_TWICE = 32
+"""Images on which two passes are compared."""
+
 PLACES = 8
 """At how many places of an image `positions` reads a layer."""
 
@@ -96,18 +101,6 @@ def _projection(d: int, features: int, seed: int, dtype: torch.dtype, device: to
 
 
 REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten, positions)}
-
-
-def unwrapped(model: Model) -> nn.Module:
-    """The module to tap and to run: a compiled one ignores hooks that come after it was compiled.
-
-    Raises:
-        GeophoneError: the model is no module.
-    """
-    if not isinstance(model, nn.Module):
-        raise GeophoneError(f"recording needs a torch.nn.Module, not {type(model).__name__}: wrap the function in one.")
-    inner = getattr(model, "_orig_mod", model)
-    return inner.module if isinstance(inner, nn.DataParallel) else inner
 
 
 def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
@@ -275,6 +268,19 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
         where = f": its weight {culprit!r} has NaN or infinite values" if culprit else ""
         raise GeophoneError(f"the network's logits have NaN or infinite values{where}. Load a sound checkpoint.")
     return logits
+
+
+def asked_twice(model: Model, split: Split) -> tuple[Float[Tensor, "n k"], bool]:
+    """Logits for the first 32 images, and whether the network answers the same otherwise when it is asked again.
+
+    To tell a network with noise of its own from others, whatever makes the noise.
+
+    Raises:
+        GeophoneError: as of `logits_of`.
+    """
+    some = next(split.rows(torch.arange(min(ASKED_TWICE, len(split)))).batches(ASKED_TWICE))
+    first, second = logits_of(model, some.x), logits_of(model, some.x)
+    return first, not torch.equal(first, second)
 
 
 def check_labels(y: Int[Tensor, " n"], logits: Float[Tensor, "m k"]) -> None:

@@ -24,9 +24,9 @@ from geophone.errors import GeophoneError
 from geophone.metrics import share_interval
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
-from geophone.perturb.attacks.base import EOT_DRAWS, draws_of, eot_row
+from geophone.perturb.attacks.base import averaging, draws_of, eot_row
 from geophone.perturb.attacks.losses import margin
-from geophone.record import check_labels, logits_of
+from geophone.record import asked_twice, check_labels, logits_of
 from geophone.rng import draws, key
 from geophone.types import (
     Batch,
@@ -45,7 +45,6 @@ PASSES = 50
 """How many fresh passes judge an example of a stochastic network."""
 
 _RESAMPLES = 1000
-_ASKED_TWICE = 32  # images on which two passes are compared
 
 
 @dataclass(frozen=True)
@@ -243,7 +242,7 @@ def survival(
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, chosen)
         averaged = tuple(draws_of(attack, judge.stochastic) for attack in chosen)
-        run = [_averaging(attack, judge) for attack in chosen]
+        run = [averaging(attack, judge.stochastic) for attack in chosen]
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "survival", number), split.x.device)
             parts.append(_survive(judge, batch, run, restarts, every, seed))
@@ -307,7 +306,7 @@ def eps_curve(
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, [one])
         averaged = draws_of(one, judge.stochastic) if judge.stochastic else None
-        attacks = [_averaging(attack, judge) for attack in attacks]
+        attacks = [averaging(attack, judge.stochastic) for attack in attacks]
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "eps curve", number), split.x.device)
             clean = judge(batch.x, batch.y)[0]
@@ -375,10 +374,8 @@ class _Judge:
     @classmethod
     def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
         """Ask the network the same twice, to know whether it answers at random."""
-        some = next(split.rows(torch.arange(min(_ASKED_TWICE, len(split)))).batches(_ASKED_TWICE))
-        first, second = logits_of(model, some.x), logits_of(model, some.x)
+        first, stochastic = asked_twice(model, split)
         check_labels(split.y, first)
-        stochastic = not torch.equal(first, second)
         return cls(model, passes or (PASSES if stochastic else 1), first.shape[1], stochastic)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -421,12 +418,6 @@ def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
             "that it shows is too high. Use attacks with draws=20, such as LinfAPGD, or version='rand' of AutoAttack.",
             stacklevel=3,
         )
-
-
-def _averaging(attack: Perturbation, judge: _Judge) -> Perturbation:
-    """The attack, averaging its gradients where the network answers at random and the attack leaves open how often."""
-    thing: Any = attack
-    return replace(thing, draws=EOT_DRAWS) if judge.stochastic and getattr(thing, "draws", 1) is None else attack
 
 
 def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, restart: int, seed: int) -> Tensor:

@@ -22,6 +22,9 @@ import polars as pl
 from geophone.errors import GeophoneError
 from geophone.files import replacing
 
+EOT = "eot_draws"
+"""The metric that says over how many draws of a network's noise an attack averaged each gradient."""
+
 SCHEMA: dict[str, Any] = {
     "job": pl.String,
     "dataset": pl.String,

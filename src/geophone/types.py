@@ -35,7 +35,7 @@ class Batch:
         x: What the stream carries, examples first: images `[n, c, h, w]`, responses `[n, d]`, logits `[n, k]`.
         y: Class labels `[n]`, int64.
         index: Position of each example in its data set `[n]`, int64. Randomness is keyed by it, so results do not
-            depend on batch size or order.
+            depend on batch size or order, but for the noise of a stochastic network.
     """
 
     x: Tensor
@@ -94,7 +94,11 @@ class Perturbation(Protocol):
 
 @runtime_checkable
 class Recipe(Protocol):
-    """How a batch becomes a loss. The training loop never changes."""
+    """How a batch becomes a loss. The training loop never changes.
+
+    A recipe that trains another network than the one it is given (`Stochastic`) also has `prepare(model)`, that
+    network; `network(code)`, the code that registers it; and `check_network(model)`, an error for one that isn't it.
+    """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws) -> Tensor:
         """A scalar to minimise."""
@@ -142,6 +146,18 @@ def device_of(model: Model, without: torch.device | None = None) -> torch.device
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return without or torch.device("cpu")
+
+
+def unwrapped(model: Model) -> nn.Module:
+    """The module to tap and to run: a compiled one ignores hooks that come after it was compiled.
+
+    Raises:
+        GeophoneError: the model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise GeophoneError(f"recording needs a torch.nn.Module, not {type(model).__name__}: wrap the function in one.")
+    inner = getattr(model, "_orig_mod", model)
+    return inner.module if isinstance(inner, nn.DataParallel) else inner
 
 
 def usable_device(name: str) -> torch.device:

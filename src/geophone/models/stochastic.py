@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import MODELS, parse_call
 from geophone.rng import key, stream
-from geophone.types import Model, describe
+from geophone.types import Model, describe, unwrapped
 
 LEVEL, SCALE = 0.07, 0.35
 """Spontaneous response and gain of VOneNet's neuronal noise (arXiv: Dapello et al. 2020)."""
@@ -124,9 +124,10 @@ class Noisy(nn.Module):
     def disturbed(self, response: object) -> Tensor:
         """The response with noise, unless that is silenced."""
         if not isinstance(response, Tensor):
+            kind = type(self).__bases__[1].__name__
             raise GeophoneError(
-                f"{describe(self.noise)} was put on a {type(self).__name__}, which gives a {type(response).__name__}: "
-                "noise needs a module whose response is one tensor."
+                f"{describe(self.noise)} was put on a {kind}, which gives a {type(response).__name__}: noise needs a "
+                "module whose response is one tensor."
             )
         clean: Tensor = self.get_submodule("clean")(response)
         return clean if self.silent or self.noise.silent else self.noise(clean, self._normal(clean))
@@ -186,9 +187,10 @@ class ResponseNoise:
     """Noise in the response of a layer: called with a network, a copy of it that has it.
 
     Whoever reads that layer, by name or by default, gets the noisy response; `<layer>.clean` is the response before the
-    noise. The layer "normalise" of the package's networks is their input, after normalisation. After a container
-    (nn.Sequential) means after its last module. Weights keep their names, so state dicts load both ways. Noise does not
-    depend on train or eval mode.
+    noise. The layer "normalise" of the package's networks is their input, after normalisation. After a container that
+    runs its modules one after another (nn.Sequential with the forward of its own) means after its last module, which
+    then has the `clean`: `layer2.1.clean`. A module that is used at several places draws noise at each. Weights keep
+    their names, so state dicts load both ways. Noise does not depend on train or eval mode.
 
     Attributes:
         layer: Name of a module, as `layers_of` and `named_modules` give it.
@@ -201,12 +203,12 @@ class ResponseNoise:
     noise: Noise
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """A copy of the network with noise in it; the network itself stays as it is.
+        """A copy of the network with noise in it, neither compiled nor parallel; the network itself stays as it is.
 
         Raises:
             GeophoneError: no such layer, it has noise already, or it can't be changed.
         """
-        twin = deepcopy(getattr(model, "_orig_mod", model))
+        twin = deepcopy(unwrapped(model))
         add_noise(self.module(twin), self.noise)
         return twin
 
@@ -220,16 +222,19 @@ class ResponseNoise:
         if self.layer not in modules:
             raise unknown("layer", self.layer, modules, "Noise is put after one layer, so patterns don't work here.")
         module = modules[self.layer]
-        while isinstance(module, nn.Sequential) and len(module):
+        while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
             module = module[-1]
         return module
 
 
 def noisy_layers(model: Model) -> dict[str, nn.Module]:
-    """The modules that draw noise: those of `ResponseNoise`, and a user's own that say `stochastic = True`."""
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    """The modules that draw noise: those of `ResponseNoise`, and a user's own that say `stochastic = True`.
+
+    Names are those in the network itself, also where it is compiled or parallel.
+    """
+    modules = unwrapped(model).named_modules() if isinstance(model, nn.Module) else ()
     return {
-        name: module
+        name.replace("_orig_mod.", ""): module
         for name, module in modules
         if isinstance(module, Noisy) or getattr(module, "stochastic", False) is True
     }
@@ -255,7 +260,8 @@ def why_silent(module: nn.Module) -> str:
 def silenced(model: Model) -> Iterator[None]:
     """Inside the block the network's noise is off, as if its strength were 0; after it, as before.
 
-    To see what noise does, such as that accuracy changes without it. A user's own module is not reached.
+    To see what noise does, such as that accuracy changes without it. A user's own module is not reached. A copy of the
+    network that is made inside stays silenced.
     """
     with _switched(model, lambda module, _: setattr(module, "silent", True)):
         yield
@@ -266,7 +272,8 @@ def frozen(model: Model, seed: int = 0) -> Iterator[None]:
     """Inside the block each layer's noise is one draw, the same for every image and pass; after it, as before.
 
     For looking at one deterministic member of the stochastic network, such as for metamers. Attacks and robustness are
-    refused meanwhile: they would be those of a network that nobody uses. A user's own module is not reached.
+    refused meanwhile: they would be those of a network that nobody uses. A user's own module is not reached. A copy of
+    the network that is made inside stays frozen.
     """
     with _switched(model, lambda module, name: setattr(module, "fixed", key("frozen noise", seed, name))):
         yield

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,8 +13,10 @@ from geophone.models.stochastic import is_stochastic
 from geophone.perturb.attacks.ascent import attacking
 from geophone.perturb.attacks.norms import LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
+from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model, level_of
+from geophone.table import EOT
+from geophone.types import Model, Perturbation, describe, level_of
 
 EOT_DRAWS = 10
 """Draws of a stochastic network's noise that a gradient is averaged over, where the attack doesn't say: as many as in
@@ -103,12 +105,28 @@ class MinimumNormAttack(Attack):
         return torch.where(share >= 1, found, x + delta * share).clamp_(0, 1)
 
 
+def is_attack(perturbation: Any) -> bool:
+    """Whether a perturbation attacks, or scales one that does (`MatchedL2`)."""
+    inner = _inner(perturbation)
+    return bool(perturbation.family == "attack" if inner is None else is_attack(inner))
+
+
+def averaging(attack: Perturbation, stochastic: bool) -> Perturbation:
+    """The attack, averaging its gradients where the network is stochastic and the attack leaves open how often."""
+    thing: Any = attack
+    if stochastic and (inner := _inner(thing)) is not None:
+        return replace(thing, inner=describe(averaging(inner, True)))
+    return replace(thing, draws=EOT_DRAWS) if stochastic and getattr(thing, "draws", 1) is None else attack
+
+
 def draws_of(attack: Any, stochastic: bool) -> int:
     """How many draws of a network's noise each gradient of an attack is averaged over.
 
     Its own `draws`; where that is left open (None) 1, or 10 for a stochastic network. 1 for an attack that can't
-    average, and for an ensemble the least of its members'.
+    average, for an ensemble the least of its members', and for an attack that is scaled its own.
     """
+    if (inner := _inner(attack)) is not None:
+        return draws_of(inner, stochastic)
     if hasattr(attack, "members"):
         return min(draws_of(member, stochastic) for member in attack.members())
     draws = getattr(attack, "draws", 1)
@@ -118,9 +136,18 @@ def draws_of(attack: Any, stochastic: bool) -> int:
 
 
 def eot_row(draws: int) -> dict[str, Any]:
-    """What a table says of an attack on a stochastic network: over how many draws of its noise gradients are means."""
-    how = f"the mean over {draws} draws of the network's noise" if draws > 1 else "of one draw of the network's noise"
-    return {"metric": "eot_draws", "value": float(draws), "note": f"each gradient is {how}"}
+    """What a table says of an attack on a stochastic network: over how many draws of its noise gradients are means.
+
+    Also of one that has no gradients: 1 is an attack that does not average.
+    """
+    over = f"each gradient is the mean over {draws} draws of" if draws > 1 else "not averaged over"
+    return {"metric": EOT, "value": float(draws), "note": f"{over} the network's noise"}
+
+
+def _inner(perturbation: Any) -> Any:
+    """The perturbation that another scales, as `MatchedL2` does; None for any other."""
+    code = getattr(perturbation, "inner", None)
+    return PERTURBATIONS.build(code) if isinstance(code, str) else None
 
 
 def check_draws(attack: Any) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from geophone.data import Split
 from geophone.errors import GeophoneError
+from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb import FGSM, LinfAPGD, LinfAutoAttack, LinfPGD
 from geophone.rng import Draws, draws, key
 from geophone.types import Model, device_of, evaluating, full_precision, seeded
@@ -39,14 +40,16 @@ def robust_accuracy(
     """Share of the images that are classified right both as they are and perturbed: what was wrong is not robust.
 
     The same for the same network and seed, in full precision and evaluation mode. Only what is right is perturbed; an
-    attack that can leaves an image once it is fooled.
+    attack that can leaves an image once it is fooled. Of a stochastic network images are attacked at full strength,
+    since one that a lucky draw of the noise fooled may hold in the pass that judges it.
 
     Raises:
-        GeophoneError: there are no images.
+        GeophoneError: there are no images, or the network's noise is frozen.
     """
+    refuse_frozen(model, "Robustness")
     if not len(split):
         raise GeophoneError("there are no images to measure robust accuracy on: give at least one.")
-    perturb: Shaken = getattr(perturbation, "fool", perturbation)
+    perturb: Shaken = perturbation if is_stochastic(model) else getattr(perturbation, "fool", perturbation)
     held = 0
     with evaluating(model), full_precision(), seeded(key(seed, "validation"), device_of(model)), torch.no_grad():
         for batch in split.batches(batch_size):

@@ -12,6 +12,7 @@ from torch import Tensor
 from geophone.data import Split, as_split, load
 from geophone.errors import GeophoneError, unknown
 from geophone.measure import measure
+from geophone.models.stochastic import refuse_frozen
 from geophone.registry import METRICS
 from geophone.rng import Draws
 from geophone.scores import SEVERITIES, STANDARD
@@ -62,7 +63,7 @@ def published(
 
     Raises:
         GeophoneError: an unknown set, files that are missing or broken, clean images that are not those of the set, a
-            metric that needs them when there are none.
+            metric that needs them when there are none, or a network whose noise is frozen.
 
     References:
         Hendrycks & Dietterich 2019, arXiv:1903.12261.
@@ -73,6 +74,7 @@ def published(
         raise unknown("published set", data, SETS)
     if not corruptions or not severities:
         raise GeophoneError(f"nothing to measure on {data}: name at least one corruption and one severity.")
+    refuse_frozen(model, "Robustness")
     reads = {name: METRICS[name].reads for name in metrics}
     pairs = [name for name, what in reads.items() if what == "pair"]
     if pairs and clean is None:

@@ -19,7 +19,9 @@ from geophone.errors import GeophoneError
 from geophone.geometry import manifold_geometry
 from geophone.geometry.separability import separabilities
 from geophone.metrics.outcomes import Z
+from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb import grid
+from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
 from geophone.record import RandomProjection, check_labels, check_ran, layers_of, logits_of, tap, unwrapped
 from geophone.rng import draws, key
 from geophone.types import (
@@ -91,7 +93,9 @@ def exemplar_manifolds(
     `pixels`, at depth −1, and those recorded. Copies that are all alike in a layer are a point: its rows are null, with
     the reason, but for the centres and the separability. Each image goes through the network with its own copies only,
     so no result depends on the order of the images; a network's noise is that of the global generators, set anew for
-    each image and condition, other for clean and for shaken copies.
+    each image and condition, other for clean and for shaken copies. Against a network that says that it has noise,
+    attacks whose `draws` are left open average over 10 draws of it, so that copies are moved in directions of that
+    mean, not of one pass; rows `eot_draws` say so.
 
     The protocol of the separability (folds, classifier, what is held out) is ours: the paper's is not known to us.
 
@@ -112,7 +116,8 @@ def exemplar_manifolds(
         progress: Called with (steps done, steps in all).
 
     Raises:
-        GeophoneError: too few images or copies, bad images or labels, unknown layers.
+        GeophoneError: too few images or copies, bad images or labels, unknown layers, or perturbations of a network
+            whose noise is frozen.
 
     References:
         Dapello et al. 2021, arXiv:2111.06979; Chung, Lee & Sompolinsky 2018, doi:10.1103/PhysRevX.8.031003.
@@ -133,6 +138,8 @@ def exemplar_manifolds(
         fitted(p, split.x.shape) for p in (grid(perturbations) if isinstance(perturbations, str) else perturbations)
     )
     net = unwrapped(model)
+    if shakes:
+        refuse_frozen(net, "Robustness")
     wanted = [] if layers is None else layers_of(net, layers)
     project = RandomProjection(features, seed)
     steps, done = exemplars * (1 + len(shakes)), 0
@@ -151,6 +158,8 @@ def exemplar_manifolds(
                     progress(done, steps)
             clouds = {layer: torch.stack(parts) for layer, parts in gathered.items()}
             rows += _condition(shake, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
+            if shake is not None and is_attack(shake) and is_stochastic(net):
+                rows.append({**_where(shake), **eot_row(draws_of(shake, True)), "n": exemplars})
             clean = clouds if clean is None else clean
     return table.frame({**(columns or {}), **row} for row in rows)
 
@@ -183,9 +192,7 @@ def _condition(
     shake: Perturbation | None, clouds: Clouds, clean: Clouds | None, seed: int, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """The rows of one condition."""
-    here: dict[str, Any] = {"family": "clean", "perturbation": "clean", "level": 0.0}
-    if shake is not None:
-        here = {"family": shake.family, "perturbation": family_name(shake), "level": level_of(shake)}
+    here = _where(shake)
     for depth, (layer, points) in enumerate(clouds.items(), start=-1):
         exemplars, copies, width = points.shape
         row = {**here, "layer": layer, "depth": depth, "n": exemplars, "d": width}
@@ -193,6 +200,13 @@ def _condition(
         yield from (row | part for part in _geometry(points, seed, **options))
         if clean is not None:
             yield row | {"metric": "clean_separability", **_separability(clean[layer], points, seed)}
+
+
+def _where(shake: Perturbation | None) -> dict[str, Any]:
+    """What the table calls a condition."""
+    if shake is None:
+        return {"family": "clean", "perturbation": "clean", "level": 0.0}
+    return {"family": shake.family, "perturbation": family_name(shake), "level": level_of(shake)}
 
 
 def _geometry(points: Float[Tensor, "p m d"], seed: int, **options: Any) -> Iterator[dict[str, Any]]:

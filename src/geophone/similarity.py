@@ -149,7 +149,8 @@ def similarity(
         layers: Of the first network: names or shell patterns; default every activation and block output.
         others: Of the second; default `layers`.
         perturbation: What the second network sees in place of the clean images, as an object or as code with its level.
-            An attack is against the second. A network that draws noise of its own draws other noise for either side.
+            An attack is against the second. A network that draws noise of its own draws other noise for either side,
+            and attacks on it whose `draws` are left open average over 10 draws; no row says so.
         reduce: From a response `[n, ...]` to `[n, d]`. The default makes every position of every channel a unit.
         batch_size: Images per batch, at least 4.
         weights: "pairs": a batch of n counts n(n − 3), the number of sums in it; "equal": 1.

@@ -13,8 +13,8 @@ from geophone.report.summary import (
     with_series,
 )
 from geophone.scores import scores, source_of, without_source
+from geophone.table import EOT
 
-EOT = "eot_draws"
 FAMILIES = ("clean", "noise", "corruption", "attack")
 
 
@@ -60,8 +60,7 @@ def findings(table: pl.DataFrame) -> Findings:
     scored = scores(table).join(who, on="job", how="left", maintain_order="left")
     beside = pl.col("family").fill_null("") == "similarity"
     maps, table = table.filter(beside), table.filter(~beside)
-    average = pl.col("metric") == EOT
-    averaged, table = draws_of(table.filter(average)), table.filter(~average)
+    averaged, table = averaged_of(table), table.filter(pl.col("metric") != EOT)
     table, source = shortened(table)
     wide = networks(table).join(who, on="job", how="left", maintain_order="left")
     series = series_order(table)
@@ -76,8 +75,14 @@ def findings(table: pl.DataFrame) -> Findings:
     return Findings(table, maps, source, summary, sides, scored, radii, averaged, series, kind, wide, relate(table))
 
 
-def draws_of(rows: pl.DataFrame) -> dict[str, int]:
-    """The least number of draws behind the gradients of each attack."""
+def averaged_of(table: pl.DataFrame) -> dict[str, int]:
+    """The least number of draws behind the gradients of each attack that the table has an accuracy of.
+
+    Exemplar manifolds under an attack have none, and may be made with another number of draws.
+    """
+    where = ["job", "perturbation"]
+    judged = table.filter(pl.col("metric").is_in(["accuracy", "robust_accuracy"])).select(where).unique()
+    rows = table.filter(pl.col("metric") == EOT).join(judged, on=where, how="semi")
     least = rows.group_by("perturbation", maintain_order=True).agg(pl.col("value").min())
     return {name: int(value) for name, value in least.select("perturbation", "value").iter_rows()}
 

@@ -225,8 +225,10 @@ class VOneBlock(nn.Module):
         q = conv2d(x, self.filters, stride=self.stride, padding=self.filters.shape[-1] // 2)
         simple = q[:, : self.simple].relu()
         pairs = q[:, self.simple :].unflatten(1, (2, -1))
-        energy = pairs.square().sum(1)
-        return self.relu(self.noise(self.gain * torch.cat([simple, (energy / 2 + _AT_0).sqrt()], 1)))
+        # In half precision _AT_0 would be 0, and so would small squares.
+        energy = pairs.to(torch.promote_types(q.dtype, torch.float32)).square().sum(1)
+        complex = (energy / 2 + _AT_0).sqrt().to(q.dtype)
+        return self.relu(self.noise(self.gain * torch.cat([simple, complex], 1)))
 
 
 def _on_channels(filters: Float[Tensor, "n k k"], which: Tensor, channels: int) -> Float[Tensor, "n c k k"]:

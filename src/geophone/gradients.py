@@ -75,7 +75,7 @@ def input_gradients(
         data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
         layers: Module names or shell patterns; default every activation and block output.
         reduce: From a response `[n, ...]` to `[n, d]`, differentiable; default the mean over space.
-        batch_size: Images per batch. Results do not depend on it, beyond rounding.
+        batch_size: Images per batch. Results do not depend on it, beyond rounding and a network's own noise.
         at_once: Units per backward pass; default 1 on a CPU and 16 elsewhere. Less of it takes less memory.
         seed: Keys the noise of a network that draws any.
         columns: Values for the table's columns job, dataset, model, recipe, seed and epoch.

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+from importlib import import_module
 
 import polars as pl
 import pytest
@@ -14,12 +15,14 @@ from torch import nn
 from geophone import checks
 from geophone.data import synthetic
 from geophone.errors import GeophoneError
+from geophone.manifolds import exemplar_manifolds
 from geophone.measure import measure
 from geophone.models import GaussianResponse, PoissonLike, ResponseNoise, SmallCNN, frozen, load_model, silenced
 from geophone.models.stochastic import add_noise, is_stochastic, make_noise, noisy_layers, stochastic
-from geophone.perturb import FGSM, LinfAPGD, LinfAutoAttack, LinfPGD, LinfSquare
-from geophone.perturb.attacks.base import EOT_DRAWS, draws_of
+from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfPGD, LinfSquare, MatchedL2
+from geophone.perturb.attacks.base import EOT_DRAWS, draws_of, eot_row
 from geophone.perturb.attacks.fold import folded
+from geophone.published import published
 from geophone.record import layers_of, tap
 from geophone.registry import MODELS, RECIPES
 from geophone.report.findings import findings
@@ -28,10 +31,11 @@ from geophone.report.words import eot_words
 from geophone.rng import draws, stream
 from geophone.robustness import eps_curve, survival
 from geophone.study import Job, run_job
-from geophone.table import read
-from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised
+from geophone.table import frame, read
+from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised, robust_accuracy
 from geophone.types import describe, family_name, seeded
 
+measuring = import_module("geophone.measure")
 X = torch.rand(12, 1, 16, 16, generator=stream("stochastic"))
 CPU = torch.device("cpu")
 LAYERS = ("normalise", "conv2", "norm3", "relu1", "relu6", "head")
@@ -209,6 +213,48 @@ def test_after_a_container_is_after_its_last_module():
     assert torch.equal(found["0.1.clean"], responses(model, ["0"])["0"])
 
 
+class Doubled(nn.Sequential):
+    """A container that does more than run its modules."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_container_with_a_forward_of_its_own_is_refused():
+    """After its last module the noise would be doubled; put on itself, its `clean` would be run as a module of it."""
+    model = nn.Sequential(Doubled(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Identity(), nn.Flatten())
+    with pytest.raises(GeophoneError, match="this Doubled, whose forward is its own.*nn.Identity after it"):
+        ResponseNoise("0", GaussianResponse(0.5))(model)
+    assert list(noisy_layers(ResponseNoise("1", GaussianResponse(0.5))(model))) == ["1"]
+
+
+def test_a_module_at_two_places_draws_at_both():
+    relu = nn.ReLU()
+    noisy = ResponseNoise("0", GaussianResponse(0.5))(nn.Sequential(relu, nn.Flatten(), relu))
+    with seeded(0, CPU):
+        once = (X + 0.5 * torch.randn(X.shape)).flatten(1)
+        twice = once.relu() + 0.5 * torch.randn(once.shape)
+    assert torch.equal(answers(noisy), twice)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda net: torch.compile(net, backend="eager"), nn.DataParallel], ids=["compiled", "parallel"]
+)
+def test_wrapped_networks(wrap):
+    """Noise is put into the network itself, has its names there, and is frozen to the same draw."""
+    noise = ResponseNoise("relu1", GaussianResponse(0.5))
+    noisy = noise(plain())
+    assert torch.equal(answers(noise(wrap(plain()))), answers(noisy))
+    wrapped = wrap(noisy)
+    assert list(noisy_layers(wrapped)) == ["relu1"]
+    with frozen(noisy, seed=1):
+        expected = answers(noisy)
+    with frozen(wrapped, seed=1):
+        assert torch.equal(answers(noisy), expected)
+    inside = nn.Sequential(torch.compile(noisy, backend="eager"))
+    assert list(noisy_layers(inside)) == ["0.relu1"]
+
+
 def test_where_it_can_not_be_put():
     noisy = ResponseNoise("relu1", GaussianResponse(0.5))(plain())
     with pytest.raises(GeophoneError, match="unknown layer 'relu9'. Did you mean 'relu"):
@@ -219,7 +265,7 @@ def test_where_it_can_not_be_put():
     patched.forward = torch.relu
     with pytest.raises(GeophoneError, match="nn.Identity after it"):
         add_noise(patched, PoissonLike())
-    with pytest.raises(GeophoneError, match="gives a tuple"):
+    with pytest.raises(GeophoneError, match="put on a GRU, which gives a tuple"):
         add_noise(nn.GRU(2, 2), PoissonLike())(torch.zeros(1, 1, 2))
 
 
@@ -304,8 +350,11 @@ def trained():
         lambda model: measure(model, DATA, "GaussianNoise(std=0.1)"),
         lambda model: checks.attack_checks(model, DATA),
         lambda model: FGSM()(X, torch.zeros(12).long(), model, draws(0, index=torch.arange(12))),
+        lambda model: published(model, "cifar10_c"),
+        lambda model: robust_accuracy(model, DATA.test, GaussianNoise(0.1)),
+        lambda model: exemplar_manifolds(model, DATA, "RandomSign", exemplars=2, copies=2),
     ],
-    ids=["survival", "eps_curve", "measure", "attack_checks", "attack"],
+    ids=["survival", "eps_curve", "measure", "attack_checks", "attack", "published", "validation", "exemplars"],
 )
 def test_no_robustness_of_frozen_noise(trained, number):
     with frozen(trained), pytest.raises(GeophoneError, match=r"noise is frozen \(relu1\)"):
@@ -355,15 +404,43 @@ def test_noise_that_is_off(trained):
 
 
 class Counted(nn.Module):
-    """Counts its passes over the images that are attacked."""
+    """Counts its passes over the images that are attacked, and keeps what it answers."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.passes = model, 0
+        self.model, self.passes, self.answers = model, 0, []
 
     def forward(self, x):
-        self.passes += x.requires_grad
-        return self.model(x)
+        logits = self.model(x)
+        if x.requires_grad:
+            self.passes += 1
+            self.answers.append(logits.detach())
+        return logits
+
+
+class Reseeded(Counted):
+    """A mutant whose passes all have the same noise."""
+
+    def forward(self, x):
+        torch.manual_seed(0)
+        return super().forward(x)
+
+
+def each_pass_has_noise_of_its_own(kind):
+    """FGSM: ten passes over the same images with ten different answers."""
+    counted = kind(ResponseNoise("relu1", GaussianResponse(0.5))(plain()))
+    counted.register_forward_hook(lambda *_: None)
+    FGSM()(X, torch.arange(12) % 4, counted, draws(0, index=torch.arange(12)))
+    assert len({tuple(logits.flatten().tolist()) for logits in counted.answers}) == EOT_DRAWS
+
+
+def test_each_pass_has_noise_of_its_own():
+    each_pass_has_noise_of_its_own(Counted)
+
+
+def test_ten_passes_with_the_same_noise():
+    with pytest.raises(AssertionError):
+        each_pass_has_noise_of_its_own(Reseeded)
 
 
 @pytest.mark.parametrize("attack", [FGSM(), LinfPGD(steps=3), LinfAPGD(steps=3)], ids=family_name)
@@ -392,21 +469,64 @@ def test_what_averages():
     assert draws_of(LinfSquare(), True) == 1
     assert draws_of(LinfAutoAttack(), True) == 1  # Square and FAB can't
     assert draws_of(LinfAutoAttack(version="rand"), True) == 20
+    assert [draws_of(MatchedL2(inner=code), True) for code in ("FGSM", "FGSM(draws=3)", "GaussianNoise")] == [10, 3, 1]
+    assert eot_row(10)["note"] == "each gradient is the mean over 10 draws of the network's noise"
+    assert eot_row(1)["note"] == "not averaged over the network's noise"  # Square has no gradient at all
     for wrong in (0, -1):
         with pytest.raises(GeophoneError, match="draws must be a whole number"):
             LinfPGD(draws=wrong)
     assert describe(LinfPGD(steps=20)) == "LinfPGD(steps=20)"  # as older tables have it
 
 
+class Undeclared(nn.Module):
+    """A user's network with noise that it says nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.responses = plain(), []
+
+    def forward(self, x):
+        noisy = x + 0.1 * torch.randn(x.shape)
+        if x.requires_grad:
+            self.responses.append(noisy.detach())
+        return self.model(noisy)
+
+
+def measure_averages(run):
+    """Over ten draws for each attack that leaves it open, and rows say so, under the name that was given."""
+    shakes = "GaussianNoise(std=0.1), FGSM(eps=0.1), FGSM(eps=0.1, draws=1), MatchedL2(inner='FGSM(eps=0.2)', l2=1)"
+    model = Undeclared()
+    model.register_forward_hook(lambda *_: None)  # attacks then run on it, not on a faster copy
+    rows = run(model, DATA.test.take(8), shakes, metrics=["accuracy"])
+    said = rows.filter(pl.col("metric") == "eot_draws").select("perturbation", "value").rows()
+    assert said == [("FGSM", 10.0), ("FGSM(draws=1)", 1.0), ("MatchedL2(inner='FGSM(eps=0.2)')", 10.0)]
+    named = rows["perturbation"].unique(maintain_order=True).to_list()
+    assert named == ["clean", "GaussianNoise", *[name for name, _ in said]]
+    assert len(model.responses) == 10 + 1 + 10
+
+
+def test_measure_averages_over_the_noise_of_any_network():
+    measure_averages(measure)
+
+
+def test_measuring_without_asking_twice(monkeypatch):
+    """The mutant: only what the network says of itself."""
+    monkeypatch.setattr(measuring, "asked_twice", lambda *_: (None, False))
+    with pytest.raises(AssertionError):
+        measure_averages(measure)
+
+
+def test_asking_twice_moves_no_draw():
+    """Rows of the clean images are those without an attack, whose presence has the network asked."""
+    model = Undeclared()
+    alone, beside = (measure(model, DATA.test, shakes, metrics=["margin"]) for shakes in ((), "FGSM(eps=0.1)"))
+    assert alone.equals(beside.filter(family="clean"))
+
+
 def test_survival_averages_over_the_noise_of_any_network(trained):
     """Also of one that says nothing of it, since it asks twice; and it is said how often."""
-
-    class Silent(nn.Module):
-        def forward(self, x):
-            return plain()(x + 0.1 * torch.randn(x.shape))
-
     attacks = [LinfPGD(steps=1), LinfPGD(steps=1, draws=2)]
-    for model in (trained, Silent()):
+    for model in (trained, Undeclared()):
         found = survival(model, DATA.test.take(8), attacks, passes=2)
         assert found.draws == (10, 2)
         assert found.attacks == ("LinfPGD(steps=1)", "LinfPGD(steps=1, draws=2)")
@@ -438,6 +558,9 @@ def test_the_report_says_it(trained):
     assert "eot_draws" not in found.summary["metric"].to_list()
     assert "noise" not in _attack_words(findings(quiet))
     assert "not averaged" not in eot_words({"FGSM": 10}).lower()
+    # An attack that only shook exemplars has no accuracy to speak of.
+    exemplars = {"job": "network", "family": "attack", "perturbation": "LinfPGD(steps=2)", "level": 0.1, **eot_row(5)}
+    assert findings(noisy.vstack(frame([exemplars]))).averaged == found.averaged
 
 
 # ---- the recipe ------------------------------------------------------------------------------------------------------
@@ -465,6 +588,43 @@ def test_training_with_noise_repeats_and_leaves_the_global_state():
     assert first[0] == second[0]
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
     assert first[0] != weights_after(Stochastic(std=0.9), epochs=2)[0]
+
+
+class OwnStream(nn.Module):
+    """A mutant: noise from a generator that no seed reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def forward(self, x):
+        return x + torch.randn(x.shape, generator=self.generator)
+
+
+def interrupted_it_ends_the_same(make, folder):
+    """Stopped in the second epoch, which begins anew from the state after the first, by a process with other draws."""
+
+    def trained(model, **more):
+        return fit(model, DATA, Standard(), Training(epochs=2, batch_size=64), **more), model.state_dict()
+
+    def stop(done, steps):
+        if done == steps - 1:
+            raise KeyboardInterrupt
+
+    history, weights = trained(make())
+    with pytest.raises(KeyboardInterrupt):
+        trained(make(), checkpoint=folder / "t.pt", progress=stop)
+    with seeded(7, CPU):
+        again, resumed = trained(make(), checkpoint=folder / "t.pt")
+    assert again == history
+    assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+
+
+def test_an_interrupted_stochastic_training_ends_the_same(tmp_path):
+    network = initialised(lambda: SmallCNN(4, DATA.mean, DATA.std, 2), 0)
+    interrupted_it_ends_the_same(lambda: ResponseNoise("relu1", GaussianResponse(1.0))(network), tmp_path)
+    with pytest.raises(AssertionError):
+        interrupted_it_ends_the_same(lambda: nn.Sequential(OwnStream(), copy.deepcopy(network)), tmp_path / "mutant")
 
 
 def test_a_network_without_the_noise_is_not_trained():

@@ -169,7 +169,9 @@ def add_noise(module: nn.Module, noise: Noise) -> nn.Module:
     """
     if isinstance(module, Noisy):
         raise GeophoneError(f"the layer has {describe(module.noise)} already. Put noise after another layer.")
-    if "forward" in vars(module) or hasattr(module, "clean") or isinstance(module, torch.jit.ScriptModule):
+    own = "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule)
+    # A container would run `clean` as one of its modules.
+    if own or hasattr(module, "clean") or (isinstance(module, nn.Sequential) and len(module)):
         raise GeophoneError(
             f"noise can't be put on this {type(module).__name__}, whose forward is its own, or compiled, or which has "
             "an attribute 'clean'. Put an nn.Identity after it and the noise there."
@@ -187,9 +189,9 @@ class ResponseNoise:
     """Noise in the response of a layer: called with a network, a copy of it that has it.
 
     Whoever reads that layer, by name or by default, gets the noisy response; `<layer>.clean` is the response before the
-    noise. The layer "normalise" of the package's networks is their input, after normalisation. After a container that
-    runs its modules one after another (nn.Sequential with the forward of its own) means after its last module, which
-    then has the `clean`: `layer2.1.clean`. A module that is used at several places draws noise at each. Weights keep
+    noise. The layer "normalise" of the package's networks is their input, after normalisation. After a container
+    (nn.Sequential) means after its last module, which then has the `clean`: `layer2.1.clean`; one whose forward does
+    more than to run its modules is refused. A module that is used at several places draws noise at each. Weights keep
     their names, so state dicts load both ways. Noise does not depend on train or eval mode.
 
     Attributes:

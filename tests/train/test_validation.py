@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import import_module
+from math import sqrt
+from statistics import NormalDist
 
 import polars as pl
 import pytest
@@ -12,7 +14,8 @@ from torch import nn
 from geophone import table
 from geophone.data import Split, crop_flip, synthetic
 from geophone.errors import GeophoneError
-from geophone.models import SmallCNN, load_model
+from geophone.models import GaussianResponse, SmallCNN, load_model
+from geophone.models.stochastic import add_noise
 from geophone.perturb import FGSM, L2PGD, GaussianNoise, LinfAPGD, LinfPGD
 from geophone.registry import PERTURBATIONS, RECIPES
 from geophone.rng import draws, stream
@@ -147,6 +150,39 @@ class Whiten:
 def test_robust_accuracy_in_closed_form(eps, held):
     for attack in (LinfPGD(eps=eps), FGSM(eps=eps), LinfAPGD(eps=eps, steps=3)):
         assert robust_accuracy(Threshold(), greys(), attack, batch_size=3) == held / 10
+
+
+class NoisyThreshold(Threshold):
+    """Of an image of 16 pixels the mean has noise of σ = 0.05."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = add_noise(nn.Identity(), GaussianResponse(0.2))
+
+    def forward(self, x):
+        return super().forward(self.noise(x))
+
+
+def of_full_strength(accuracy):
+    """Mean 0.56 and eps = 0.1: right clean with Φ(0.06/σ), and once more at 0.46, judged afresh, with Φ(-0.04/σ).
+
+    Of 600 images, to four standard errors.
+    """
+    split = Split(torch.full((600, 1, 4, 4), 0.56), torch.ones(600, dtype=torch.int64), torch.arange(600))
+    phi = NormalDist(sigma=0.05).cdf
+    share = phi(0.06) * phi(-0.04)
+    found = accuracy(NoisyThreshold(), split, LinfPGD(eps=0.1, steps=10, draws=1))
+    assert abs(found - share) < 4 * sqrt(share * (1 - share) / 600)
+
+
+def test_stochastic_networks_are_attacked_at_full_strength():
+    of_full_strength(robust_accuracy)
+
+
+def test_a_lucky_pass_is_no_success():
+    """The mutant leaves an image at the first noisy pass that is fooled."""
+    with pytest.raises(AssertionError):
+        of_full_strength(lambda model, split, attack: robust_accuracy(model, split, attack.fool))
 
 
 def test_what_is_wrong_is_not_robust():

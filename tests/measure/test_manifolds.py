@@ -12,7 +12,7 @@ from geophone.geometry import manifold_geometry
 from geophone.manifolds import MOST_COPIES, PIXELS, exemplar_manifolds
 from geophone.models import GaussianResponse, ResponseNoise
 from geophone.models.networks import SmallCNN
-from geophone.perturb import LinfPGD, RandomSign
+from geophone.perturb import LinfPGD, MatchedL2, RandomSign
 from geophone.rng import Draws, draws, stream
 from geophone.train import initialised
 
@@ -70,6 +70,18 @@ def test_layers_stand_where_measure_puts_them():
     assert made.filter(layer="relu1")["d"].unique().to_list() == [50]  # of 200
     assert made.filter(layer="head")["d"].unique().to_list() == [3]
     assert set(made.filter(family="clean")["metric"]) == set(made["metric"]) - {"clean_separability"}
+
+
+def test_the_table_says_how_attacks_averaged_over_the_noise(monkeypatch):
+    """Of attacks on networks with noise only, and as many draws as there were."""
+    monkeypatch.setattr(manifolds, "_condition", lambda *_, **__: [])  # the geometry is not looked at
+    shakes = (SIGN, LinfPGD(eps=0.05, steps=1), MatchedL2(l2=0.1, inner="FGSM(draws=2)"))
+    made = {std: rows(network(std), shakes=shakes).filter(metric="eot_draws") for std in (None, 0.5)}
+    assert made[None].is_empty()
+    assert made[0.5].select("perturbation", "level", "value", "layer", "n").rows() == [
+        ("LinfPGD(steps=1)", 0.05, 10.0, None, 6),
+        ("MatchedL2(inner='FGSM(draws=2)')", 0.1, 2.0, None, 6),
+    ]
 
 
 @pytest.mark.parametrize("std", [None, 0.5])

@@ -23,8 +23,9 @@ COLUMNS = (
     *("clean_accuracy", "natural_accuracy", "natural_accuracy_relative", "attack_accuracy"),
     *("class_selectivity", "class_selectivity_floor", "eta_squared", "pca_fraction_95", "two_nn"),
     *("input_gradient_cv_samples", "input_gradient_cv_units"),
+    *("manifold_capacity", "manifold_radius", "manifold_dimension", "center_correlation"),
 )
-SHOWN = ("sweep_", "layer_maps")
+SHOWN = ("sweep_", "layer_maps", "manifolds_")
 SIGNS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "not decided": "? not decided"}
 
 

@@ -84,7 +84,8 @@ def measure(
     """Perturb, record and measure in one pass over the images; returns rows of the table (see `geophone.table`).
 
     Each batch goes through the network clean and under every perturbation; every layer's responses are reduced inside
-    the hook, summed into statistics and dropped. Memory is O(perturbations · layers · d²) however many the images.
+    the hook, summed into statistics and dropped. Memory is O(perturbations · layers · d²) however many the images;
+    for metrics that read whole responses, also O(size of a layer · features).
     The network is in eval mode meanwhile and restored after; TF32 and autocast are off. Of a network with noise, which
     says so or answers the same images differently in two passes, attacks whose `draws` are left open average their
     gradients over 10 draws of it, and rows `eot_draws` say how many it was for each attack.

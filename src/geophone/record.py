@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from geophone.data import Split
 from geophone.errors import GeophoneError, unknown
-from geophone.geometry.clouds import projection
+from geophone.geometry.clouds import check_counts, projection
 from geophone.rng import stream
 from geophone.types import Batch, Model, device_of, passed
 from geophone.types import unwrapped as unwrapped
@@ -73,7 +73,8 @@ class RandomProjection:
     """Every position of every channel, and where these are more than `features`, so many random mixtures of them.
 
     The matrix is Gaussian with columns of length 1, and the same for all layers of one size: distances keep their
-    proportions to about 1/√(2 features). Memory O(c·h·w · features). `[n, c, h, w]` → `[n, min(c·h·w, features)]`.
+    proportions to about 1/√(2 features). `[n, c, h, w]` → `[n, min(c·h·w, features)]`. Memory O(c·h·w · features) for
+    each size, three times that while it is drawn.
 
     Attributes:
         features: At most so many units.
@@ -84,20 +85,24 @@ class RandomProjection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.features < 1:
-            raise GeophoneError(f"features={self.features}: give a whole number of at least 1.")
+        check_counts(features=self.features)
+
+    @cached_property
+    def _matrices(self) -> dict[tuple[object, ...], Tensor]:
+        """Those in use, which live as long as this."""
+        return {}
 
     def __call__(self, response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
-        """Responses in at most `features` units."""
+        """Responses in at most `features` units; in float32 at least."""
         flat = response.flatten(1)
-        if flat.shape[1] <= self.features:
+        flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+        d = flat.shape[1]
+        if d <= self.features:
             return flat
-        return flat @ _projection(flat.shape[1], self.features, self.seed, flat.dtype, flat.device)
-
-
-@lru_cache(maxsize=8)
-def _projection(d: int, features: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return projection(d, features, seed).to(device, dtype)
+        which = (d, flat.dtype, flat.device)
+        if which not in self._matrices:
+            self._matrices[which] = projection(d, self.features, self.seed).to(flat.device, flat.dtype)
+        return flat @ self._matrices[which]
 
 
 REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten, positions)}

@@ -1,6 +1,7 @@
 """GLUE: against its definition by a public solver, closed forms of cones, laws, and what can't be analysed."""
 
 import math
+import sys
 
 import cvxopt
 import numpy as np
@@ -8,8 +9,40 @@ import pytest
 import torch
 
 from geophone.errors import GeophoneError
-from geophone.geometry.glue import MEASURES, glue, glue_pairs, labels, span
+from geophone.geometry.clouds import span
+from geophone.geometry.dichotomies import labels
+from geophone.geometry.glue import MEASURES, glue, glue_pairs
 from geophone.rng import stream
+
+module = sys.modules["geophone.geometry.glue"]  # the package has the function under that name
+
+
+@pytest.fixture(autouse=True)
+def no_fallback(monkeypatch):
+    """What the kernel leaves would be solved by scipy, and a broken kernel not be seen."""
+
+    def fail(*_):
+        raise AssertionError("the kernel left a program to scipy")
+
+    monkeypatch.setattr(module, "from_points", fail)
+
+
+def test_a_broken_kernel_is_seen(monkeypatch):
+    def does_nothing(gram, b, signs, owner, rows, tolerance, found, residual):
+        residual[rows] = 1.0
+
+    monkeypatch.setattr(module, "project_some", does_nothing)
+    with pytest.raises(AssertionError, match="left a program to scipy"):
+        glue(clouds(3, 4, 12), n_t=5)
+
+
+def test_coordinates_have_the_gram_matrix_that_they_are_made_of():
+    points = torch.cat(clouds(3, 4, 5))
+    gram = points @ points.T
+    basis = span(gram)
+    assert basis.shape == (12, 5)
+    torch.testing.assert_close(basis @ basis.T, gram, rtol=0, atol=1e-12)
+
 
 SMALL = [(3, 4, 12), (4, 6, 5), (5, 3, 40)]  # P, m, d: more features than points and fewer
 
@@ -270,12 +303,13 @@ def test_degenerate_clouds(name, center):
     assert made.rank <= min(sum(len(cloud) for cloud in manifolds), manifolds[0].shape[1])
 
 
-def test_anchors_that_never_move_have_no_dimension():
-    """Two equal clouds of one point on either side: the cone is a line, on which every t finds one of two anchors."""
+def test_a_line_has_at_most_one_dimension():
+    """Two equal clouds of one point: the cone is a ray, on which a t finds the point or nothing."""
     one = torch.tensor([[3.0, 4.0]])
     made = glue([one, one], n_t=20, center=False, dichotomies=[[1, 1]])
     assert made.rank == 1
-    assert made.dimension is None or made.dimension <= 1
+    # b is |t|² where S1 t is not 0, in one dimension for both: E[b]/P is at most ½ · E[t²], and t² has the sd √2.
+    assert 0 < made.dimension <= 0.5 * (1 + 4.5 * math.sqrt(2 / 20))
 
 
 def test_pairs_are_glue_of_two():

@@ -117,6 +117,13 @@ def test_standard_errors_are_what_repeats_scatter_by():
         assert 0.7 < float(values.std()) / stated < 1.4, name
 
 
+def with_a_centre_at_the_mean():
+    """Five manifolds about ±e1, ±e2 and exactly 0, symmetric, so that means are exact."""
+    bump = torch.tensor([[0.0, 0.0, 0.25], [0.0, 0.0, -0.25]], dtype=torch.float64)
+    centers = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 0]], dtype=torch.float64)
+    return [bump + center for center in centers]
+
+
 # Laws, as functions of what is to obey them.
 
 
@@ -228,9 +235,10 @@ def test_features_on_other_scales_are_another_geometry():
 def test_bounds(m, d):
     found = manifold_geometry(cloudy(p=5, m=m, d=d, seed=m), n_t=2000)
     affine = min(m - 1, d)
-    error = 3 * found.capacities**2 * 0.05
-    assert bool((found.capacities <= 2 + error).all())
-    assert bool((found.capacities >= 1 / (affine + 0.5) - error).all())
+    # 1/α is the mean of 2,000 squared lengths up to χ² of affine + 1 degrees of freedom: sd at most about √(2 (a + 1)).
+    error = SIGMAS * math.sqrt(2 * (affine + 1) / 2000)
+    assert bool((1 / found.capacities >= 0.5 - error).all())
+    assert bool((1 / found.capacities <= affine + 0.5 + error).all())
     assert bool((found.dimensions <= affine + 1e-9).all())
     assert 0 <= found.center_correlation <= 1
 
@@ -243,14 +251,44 @@ def test_more_points_never_raise_capacity_about_the_same_centre():
     assert many.capacity < few.capacity + SIGMAS * math.hypot(few.capacity_se, many.capacity_se)
 
 
-def test_capacity_is_also_the_mean_squared_step():
-    """1/α = ⟨|t − V|²⟩ at every κ, from anchors: the two formulas of the definition."""
-    for kappa in (0.0, 0.8):
-        found = manifold_geometry(cloudy(), n_t=40, kappa=kappa, anchors=True)
-        for weights in found.weights:
-            torch.testing.assert_close(weights.sum(1), torch.ones(40, dtype=torch.float64))
-            assert float(weights.min()) >= 0
-        assert found.kkt_residual < 1e-12
+@pytest.mark.parametrize("kappa", [0.0, 0.8])
+def test_capacity_radius_and_dimension_are_those_of_the_anchors(kappa):
+    """From the weights alone, for given t, in the published basis: the formulas as they are written."""
+    clouds = cloudy(p=7, m=9, d=30)
+    samples = [torch.randn(10, 40, generator=stream("t", i), dtype=torch.float64) for i in range(7)]
+    none = torch.zeros(30, 0, dtype=torch.float64)
+    found = manifold_geometry(clouds, mode="reference", kappa=kappa, anchors=True, basis=none, samples=samples)
+    middle = torch.cat(clouds).mean(0)
+    for i, (cloud, t, weights) in enumerate(zip(clouds, samples, found.weights, strict=True)):
+        torch.testing.assert_close(weights.sum(1), torch.ones(40, dtype=torch.float64))
+        assert float(weights.min()) >= 0
+        center = cloud.mean(0) - middle
+        shape = ((cloud - cloud.mean(0)) / center.norm()).T
+        s = torch.cat([torch.linalg.qr(shape).R, torch.ones(1, 9, dtype=torch.float64)])
+        anchor = s @ weights.T
+        inverse = ((t * anchor).sum(0) + kappa).clamp(min=0) ** 2 / anchor.square().sum(0)
+        assert float(found.capacities[i]) == pytest.approx(1 / float(inverse.mean()), rel=1e-9)
+        # The anchor is where t's projection points: t less its multiple keeps the margin to every point.
+        step = anchor * (((t * anchor).sum(0) + kappa).clamp(min=0) / anchor.square().sum(0))
+        assert float((s.T @ (t - step)).max()) <= -kappa + 1e-9
+        far = (anchor[:-1] - anchor[:-1].mean(1, keepdim=True)).square().sum(0).mean().sqrt()
+        assert float(found.radii[i]) == pytest.approx(float(far), rel=1e-9)
+        cosine = torch.nn.functional.cosine_similarity(t[:-1], anchor[:-1], dim=0).mean()
+        assert float(found.dimensions[i]) == pytest.approx(9 * float(cosine) ** 2, rel=1e-9)
+    assert found.kkt_residual < 1e-12
+
+
+@pytest.mark.parametrize("strength", [1.0, 30.0, 1000.0])
+def test_what_lies_along_the_removed_directions_changes_nothing(strength):
+    """Rounding of what is taken away is no dimension of what is left: the rank of D must not grow with it."""
+    d, k = 10, 2
+    basis = torch.linalg.qr(torch.randn(d, k, generator=stream("basis"), dtype=torch.float64))[0]
+    clouds = cloudy(p=8, m=50, d=d)
+    along = [torch.randn(50, k, generator=stream("along", i), dtype=torch.float64) @ basis.T for i in range(8)]
+    more = [cloud + strength * (a - a.mean(0)) for cloud, a in zip(clouds, along, strict=True)]
+    plain, found = (manifold_geometry(which, basis=basis, n_t=50) for which in (clouds, more))
+    for name in ("capacity", "radius", "dimension"):
+        assert getattr(found, name) == pytest.approx(getattr(plain, name), rel=1e-6)
 
 
 # Modes, projection, sizes.
@@ -310,8 +348,16 @@ def test_one_seed_one_result_and_the_floor_beside_the_capacity():
         ({"manifolds": [torch.ones(3, 2), torch.ones(3, 2)]}, "nothing is left of its centre"),
         ({"kappa": -0.1}, "kappa=-0.1"),
         ({"kappa": float("nan")}, "kappa=nan"),
-        ({"n_t": 0}, "n_t=0"),
+        ({"n_t": 1}, "n_t=1"),
+        ({"n_t": True}, "n_t=True"),
         ({"n_reps": 0}, "n_reps=0"),
+        ({"manifolds": [[[1.0, 2.0], [3.0]], [[1.0, 2.0], [3.0, 4.0]]]}, "manifold 0"),
+        ({"manifolds": [torch.full((5, 3), 0.1, dtype=torch.float64)] * 4}, "nothing is left of its centre"),
+        ({"manifolds": with_a_centre_at_the_mean()}, "manifold 4: nothing is left of its centre"),
+        ({"basis": torch.eye(40, 2).T}, "orthonormal columns"),
+        ({"basis": 3 * torch.eye(40, 2)}, "orthonormal columns"),
+        ({"samples": [torch.ones(3, 5)] * 5}, "samples of 5 manifolds"),
+        ({"samples": [torch.full((12, 5), float("nan"))] * 6}, "NaN"),
         ({"max_features": 0}, "max_features=0"),
         ({"mode": "refrence"}, "reference"),
         ({"samples": [torch.ones(3, 5)] * 6}, "samples of manifold 0"),
@@ -321,6 +367,20 @@ def test_bad_input_is_told_apart(change, message):
     arguments = {"manifolds": cloudy(), **change}
     with pytest.raises(GeophoneError, match=message):
         manifold_geometry(arguments.pop("manifolds"), **arguments)
+
+
+def test_a_centre_that_is_next_to_nothing_beside_its_manifold_is_refused():
+    shape = torch.randn(9, 5, generator=stream("shape"), dtype=torch.float64)
+    clouds = [shape - shape.mean(0) + 1e-8, shape - shape.mean(0) - 1e-8]
+    with pytest.raises(GeophoneError, match="nothing is left of its centre"):
+        manifold_geometry(clouds)
+
+
+def test_responses_with_a_history_and_whole_numbers_are_taken():
+    clouds = [cloud.requires_grad_() for cloud in cloudy()]
+    assert manifold_geometry(clouds, n_t=20).capacity == manifold_geometry(cloudy(), n_t=20).capacity
+    whole = [(10 * cloud.detach()).round().int() for cloud in clouds]
+    assert manifold_geometry(whole, n_t=20).capacity > 0
 
 
 def test_a_projection_to_more_features_than_there_are():

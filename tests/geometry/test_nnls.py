@@ -5,9 +5,29 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
+from geophone.errors import GeophoneError
 from geophone.geometry import nnls as module
-from geophone.geometry.nnls import Cones, kkt_residual, nonnegative, project, project_all, project_batched
+from geophone.geometry.nnls import (
+    Cones,
+    kkt_residual,
+    nonnegative,
+    project,
+    project_all,
+    project_batched,
+    refuse_unsolved,
+)
 from geophone.rng import stream
+
+
+@pytest.fixture
+def no_fallback(monkeypatch):
+    """What the kernel leaves would be solved by scipy, which is the oracle here: a broken kernel would not be seen."""
+
+    def fail(*_):
+        raise AssertionError("the kernel left a program to scipy")
+
+    monkeypatch.setattr(module, "nnls", fail)
+
 
 SHAPES = [(51, 50), (11, 50), (11, 120), (2, 30), (1, 5), (30, 1)]  # many dimensions, few, one; one generator
 
@@ -21,6 +41,7 @@ def cone(r, m, q=40, *, seed=0, duplicates=False):
     return s, 2 * torch.randn(q, r, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.usefixtures("no_fallback")
 @pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize(("r", "m"), SHAPES)
 def test_is_the_nearest_point_of_the_cone_as_scipy_finds_it(r, m, duplicates):
@@ -81,6 +102,34 @@ def test_a_program_that_rounding_spoils_is_solved_again(monkeypatch):
     made = project(s, t)
     torch.testing.assert_close(made.z @ s.T, wanted.z @ s.T, rtol=0, atol=1e-10)
     assert float(made.residual.max()) < module.ACCEPTED
+
+
+@pytest.mark.parametrize("mutant", [lambda gram, b: np.zeros_like(b), lambda gram, b: np.maximum(b, 0) / np.diag(gram)])
+@pytest.mark.usefixtures("no_fallback")
+def test_a_broken_kernel_is_seen(mutant, monkeypatch):
+    monkeypatch.setattr(module, "nonnegative", mutant)
+    with pytest.raises(AssertionError, match="left a program to scipy"):
+        project(*cone(9, 14))
+
+
+def test_scipy_giving_up_leaves_what_there_was_and_that_is_refused(monkeypatch):
+    def gives_up(*_):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr(module, "nnls", gives_up)
+    monkeypatch.setattr(module, "nonnegative", lambda gram, b: np.zeros_like(b))
+    made = project(*cone(9, 14))
+    assert float(made.z.abs().max()) == 0
+    with pytest.raises(GeophoneError, match="KKT residual"):
+        refuse_unsolved(float(made.residual.max()))
+
+
+def test_programs_are_polished_in_pieces_as_all_at_once(monkeypatch):
+    s, t = cone(20, 15)
+    (whole,) = project_batched(s[None], t[None])
+    monkeypatch.setattr(module, "CHUNK", 3 * 15 * 15)
+    (pieces,) = project_batched(s[None], t[None])
+    torch.testing.assert_close(pieces.z, whole.z, rtol=0, atol=1e-12)
 
 
 def test_several_cones_are_each_projected_to_by_itself():

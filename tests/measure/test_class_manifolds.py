@@ -91,7 +91,33 @@ def test_batches_do_not_matter_and_the_seed_of_the_projection_does():
 
 def test_they_are_measured_only_when_named():
     table = measure(network(), images(), layers=LAYERS)
-    assert not set(METRICS_OF_MANIFOLDS) & set(table["metric"])
+    glue = {one.name for one in glue_metrics.values()}
+    assert not (set(METRICS_OF_MANIFOLDS) | glue) & set(table["metric"])
+    table = measure(network(), images(), layers=LAYERS, metrics=["accuracy", *sorted(glue)], features=50)
+    assert table.filter(pl.col("metric").is_in(glue))["value"].null_count() == 0
+
+
+def test_fifty_images_of_a_class_are_a_manifold():
+    x = torch.randn(130, 6, generator=stream("many"), dtype=torch.float64)
+    y = (torch.arange(130) < 70).long()
+    sample = ClassPoints.of(Batch(x, y, torch.arange(130)))
+    assert sample.y.bincount().tolist() == [50, 50]
+    assert sample.geometry.points == (50, 50)
+
+
+def test_an_analysis_that_fails_is_not_tried_again(monkeypatch):
+    calls = []
+
+    def manifold_geometry(clouds):
+        calls.append(1)
+        raise GeophoneError("no")
+
+    monkeypatch.setattr("geophone.metrics.manifolds.manifold_geometry", manifold_geometry)
+    sample = ClassPoints.of(Batch(torch.randn(8, 3), torch.arange(8) % 2, torch.arange(8)))
+    for one in (manifold_capacity, manifold_radius):
+        with pytest.raises(Undefined, match="no"):
+            one(sample)
+    assert len(calls) == 1
 
 
 def test_perturbed_images_have_manifolds_too():
@@ -155,6 +181,13 @@ def test_a_projection_keeps_distances_and_is_the_same_for_every_batch():
     assert not torch.equal(RandomProjection(500, seed=4)(x), made)
     with pytest.raises(GeophoneError, match="features=0"):
         RandomProjection(0)
+
+
+def test_a_projection_takes_half_precision():
+    x = torch.randint(0, 200, (4, 1, 30, 30), generator=stream("bytes")).float()
+    project = RandomProjection(100)
+    torch.testing.assert_close(project(x.half()), project(x))
+    assert len(project._matrices) == 1
 
 
 def test_mutants_are_found():

@@ -35,8 +35,10 @@ def ball_capacity(radius: float, dimension: int, kappa: float = 0.0) -> float:
     References:
         Chung, Lee & Sompolinsky 2018, arXiv:1710.06487, section on balls.
     """
-    if not radius > 0 or dimension < 1:
-        raise GeophoneError(f"radius={radius}, dimension={dimension}: a ball has a radius above 0, a dimension from 1.")
+    if not 0 < radius < inf or dimension < 1 or dimension != int(dimension):
+        raise GeophoneError(
+            f"radius={radius}, dimension={dimension}: a ball has a finite radius above 0 and a whole dimension from 1."
+        )
 
     def at(r: float) -> float:
         low, high = kappa - r / radius, kappa + radius * r

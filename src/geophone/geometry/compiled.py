@@ -13,7 +13,15 @@ FAST = {"reassoc", "contract"}
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: compile a function of plain arrays once, keep it on disk, and let the interpreter's lock go in it.
 
+    Numba keeps it in `__pycache__` beside the source, or where NUMBA_CACHE_DIR says, until that file changes. So
+    kernels that call each other are in one file.
+
     What checks of types were put around the function is left off: they take tensors, and nothing else can be compiled.
     """
-    made: Callable[..., Any] = njit(cache=True, nogil=True, fastmath=FAST)(unwrap(function))
+    plain = unwrap(function)
+    made: Callable[..., Any]
+    try:
+        made = njit(cache=True, nogil=True, fastmath=FAST)(plain)
+    except RuntimeError:  # there is no folder that can be written to: each process compiles it anew
+        made = njit(nogil=True, fastmath=FAST)(plain)
     return made

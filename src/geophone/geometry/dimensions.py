@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.geometry.clouds import as_clouds
+from geophone.geometry.clouds import about_mean, as_clouds
 
 SHARE = 0.9
 LEAST = 20
@@ -54,12 +54,9 @@ def data_dimensions(manifolds: Sequence[Any]) -> DataDimensions:
     References:
         Gao et al. 2017, doi:10.1101/214262; Cohen, Chung, Lee & Sompolinsky 2020, doi:10.1038/s41467-020-14578-5.
     """
-    points = torch.cat(as_clouds(manifolds, least=1))
+    points = about_mean(torch.cat(as_clouds(manifolds, least=1)))
     n, d = points.shape
-    mean = points.mean(0)
-    points = points - mean
-    # What float64 leaves of equal points is not variance.
-    if float(points.square().sum()) <= (8 * torch.finfo(points.dtype).eps) ** 2 * n * float(mean @ mean):
+    if not bool(points.any()):
         raise GeophoneError(f"all {n} points are equal: they have no dimension.")
     gram = points @ points.T if n < d else points.T @ points
     held = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0).cumsum(0)

@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpstrf
-from scipy.optimize import nnls
 from torch import Tensor
 
 from geophone.errors import GeophoneError, unknown
-from geophone.geometry.active_set import enter, settle
-from geophone.geometry.clouds import as_clouds
-from geophone.geometry.compiled import compiled
-from geophone.geometry.nnls import ACCEPTED, in_threads
+from geophone.geometry.active_set import project_some
+from geophone.geometry.clouds import about_mean, as_clouds, check_counts, span
+from geophone.geometry.dichotomies import labels
+from geophone.geometry.nnls import ACCEPTED, from_points, in_threads, refuse_unsolved
 from geophone.rng import stream
 
 MEASURES = (
@@ -29,7 +27,6 @@ MEASURES = (
     "axis_alignment",
     "center_axis_alignment",
 )
-ENSEMBLES = ("balanced", "one_vs_rest")
 
 RANK = 1e-10
 """Of matrices of inner products between unit anchors: eigenvalues below this share of the largest count as 0."""
@@ -142,7 +139,8 @@ def glue(
 
     The programs are solved exactly, from the points' Gram matrix: O(n²) memory for n points, whatever the number of
     features. t is drawn in a basis of the points' span, which has the same law, so rotating the features or adding
-    features that are 0 changes nothing. Where λ is not unique (labels that cannot be separated, points of different
+    features that are 0 changes nothing; where points are equally long, rounding decides on the basis, and then nothing
+    but the draw. Where λ is not unique (labels that cannot be separated, points of different
     manifolds that are linearly dependent), capacity is exact, but how it divides into the others depends on the
     solution that is found: heed that where `inside` is not small.
 
@@ -163,11 +161,12 @@ def glue(
         Chou, Kim, Arend, Yang, Mensh, Slatton, Wakhloo, Shim, Perich & Chung 2024, bioRxiv 2024.02.26.582157;
         Wakhloo, Sussman & Chung 2023, doi:10.1103/PhysRevLett.131.027301.
     """
+    check_counts(2, n_t=n_t)
     clouds = [cloud.cpu() for cloud in as_clouds(manifolds)]
-    signs = labels(dichotomies, len(clouds), _samples(n_t), seed, "glue")
+    signs = labels(dichotomies, len(clouds), n_t, seed, "glue")
     points = torch.cat(clouds)
     if center:
-        points = points - points.mean(0)
+        points = about_mean(points)
     return _glue(points @ points.T, [len(cloud) for cloud in clouds], signs, anchors, (seed,))
 
 
@@ -193,49 +192,23 @@ def glue_pairs(
     Raises:
         GeophoneError: see `glue`.
     """
+    check_counts(2, n_t=n_t)
+    check_counts(1, most=most)
     clouds = [cloud.cpu() for cloud in as_clouds(manifolds)]
     pairs = list(combinations(range(len(clouds)), 2))
     if most is not None:
-        if most < 1:
-            raise GeophoneError(f"most={most}: at least one pair is needed.")
         order = torch.randperm(len(pairs), generator=stream(seed, "glue pairs"))[:most]
         pairs = [pairs[i] for i in order.sort().values.tolist()]
 
     def one(pair: tuple[int, int]) -> Glue:
         names = (seed, *pair)
-        signs = labels(dichotomies, 2, _samples(n_t), *names, "glue")
+        signs = labels(dichotomies, 2, n_t, *names, "glue")
         points = torch.cat([clouds[i] for i in pair])
         if center:
-            points = points - points.mean(0)
+            points = about_mean(points)
         return _glue(points @ points.T, [len(clouds[i]) for i in pair], signs, False, names)
 
     return GluePairs(tuple(pairs), tuple(one(pair) for pair in pairs))
-
-
-def _samples(n_t: int) -> int:
-    if n_t < 2:
-        raise GeophoneError(f"n_t={n_t}: at least two samples are needed; 200 give a capacity to about 5 %.")
-    return n_t
-
-
-def labels(dichotomies: str | Any, p: int, n: int, *names: object) -> NDArray[np.float64]:
-    """Labels of so many samples, `[n, P]`, ±1: see `glue`. They are drawn from the stream of these names and "labels".
-
-    Raises:
-        GeophoneError: an unknown ensemble, or rows that are not P times ±1.
-    """
-    if isinstance(dichotomies, str):
-        if dichotomies == "balanced":
-            drawn = torch.rand(n, p, generator=stream(*names, "labels"), dtype=torch.float64)
-            rank = drawn.argsort(1).argsort(1)
-            return np.where(rank.numpy() < p // 2, 1.0, -1.0)
-        if dichotomies == "one_vs_rest":
-            return (2 * np.eye(p) - 1)[np.arange(n) % p]
-        raise unknown("ensemble of dichotomies", dichotomies, ENSEMBLES, "Or give rows of ±1, [n_y, P].")
-    rows = np.asarray(dichotomies, dtype=np.float64)
-    if rows.ndim != 2 or rows.shape[1] != p or not len(rows) or not (np.abs(rows) == 1).all():
-        raise GeophoneError(f"dichotomies of the shape {list(rows.shape)}: give rows of ±1, [n_y, {p}].")
-    return rows[np.arange(n) % len(rows)]
 
 
 def _glue(
@@ -345,20 +318,6 @@ def _jackknife(without: Float[Tensor, " n"]) -> float:
     return float(((n - 1) * (without - without.mean()).square().mean()).sqrt())
 
 
-def span(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n r"]:
-    """Points with a given Gram matrix in as few coordinates as they span, by Cholesky factorisation with pivots.
-
-    What is left of a squared length counts as 0 below 8 n · 2⁻⁵² of the longest. Of points about their mean the last
-    two pivots are equally long and opposite, so signs are chosen by a third moment, whatever the points' order.
-    """
-    n = len(gram)
-    least = 8 * n * torch.finfo(torch.float64).eps * float(gram.diagonal().max())
-    factor, pivots, rank, _ = dpstrf(gram.numpy(), tol=least, lower=1)
-    basis = np.zeros((n, max(int(rank), 1)))
-    basis[pivots - 1] = np.tril(factor)[:, : max(int(rank), 1)]
-    return torch.from_numpy(basis * np.where(basis[:, 0] ** 2 @ basis < 0, -1.0, 1.0))
-
-
 def _project(
     unit: Float[Tensor, "n r"], t: Float[Tensor, "q r"], signs: NDArray[np.float64], owner: NDArray[np.int64]
 ) -> tuple[Float[Tensor, "q n"], float]:
@@ -370,134 +329,17 @@ def _project(
     found, residual = np.zeros_like(b), np.zeros(len(b))
 
     def some(rows: NDArray[np.int64]) -> None:
-        _project_some(gram, b, signs, owner, rows, _TOLERANCE, found, residual)
+        project_some(gram, b, signs, owner, rows, _TOLERANCE, found, residual)
 
     # More pieces than threads: programs differ in size, and a thread that is done takes the next.
     in_threads(some, np.array_split(np.arange(len(b)), min(len(b), 4 * torch.get_num_threads())))
     points = unit.numpy()
     for q in (residual > ACCEPTED).nonzero()[0]:
         signed = points * signs[q, owner][:, None]
-        again = nnls(signed.T, t[q].numpy())[0]
+        again = from_points(signed.T, t[q].numpy(), found[q])
         slope = signed @ (t[q].numpy() - again @ signed)
         left = max(np.abs(slope[again > 0]).max(initial=0), slope.max()) / max(np.abs(b[q]).max(), 1e-300)
         if left < residual[q]:
             found[q], residual[q] = again, left
+    refuse_unsolved(float(residual.max()))
     return torch.from_numpy(found), float(residual.max())
-
-
-@compiled
-def _project_some(gram, b, signs, owner, rows, tolerance, found, residual):  # type: ignore[no-untyped-def]
-    n = gram.shape[0]
-    cap = 32
-    factor = np.empty((cap, cap))
-    for q in rows:
-        while True:
-            size, left = _cone(gram, b[q], signs[q], owner, tolerance, found[q], factor)
-            if size >= 0:
-                break
-            cap = min(2 * cap, n)  # more generators are in use than there is room for
-            factor = np.empty((cap, cap))
-        residual[q] = left
-
-
-@compiled
-def _cone(gram, b, signs, owner, tolerance, found, factor):  # type: ignore[no-untyped-def]
-    """Minimise ½ zᵀDGDz − bᵀDz over z ≥ 0, D the points' labels, by Lawson and Hanson with column generation.
-
-    Slopes of all points are worked out only when those of the pool are all at most 0; then the steepest point of every
-    manifold joins the pool. So a program costs little more than its own size, whatever the number of points.
-
-    Args:
-        gram: Of points of length 1 (or 0), without labels, `[n, n]`.
-        b: Likewise, `[n]`.
-        signs: The manifolds' labels, `[P]`.
-        owner: Which manifold a point is of, `[n]`.
-        tolerance: Of a slope, relative to the largest |b_i|.
-        found: The answer, `[n]`.
-        factor: Room for the generators in use, `[cap, cap]`.
-
-    Returns:
-        Generators in use, or −1 if there was no room for them, and the relative KKT residual.
-    """
-    n, p, cap = len(b), len(signs), factor.shape[0]
-    place = np.empty(cap, np.int64)
-    z, target = np.empty(cap), np.empty(cap)
-    signed, row, solution = np.empty(cap), np.empty(cap), np.empty(cap)
-    pool = np.empty(n, np.int64)
-    state = np.zeros(n, np.int8)  # 0 outside, 1 in the pool, 2 in use, 3 barred until something enters
-    slope = np.empty(n)
-    steepest, best_of = np.empty(p, np.int64), np.empty(p)
-    top = 0.0
-    for i in range(n):
-        found[i] = 0.0
-        top = max(top, abs(b[i]))
-    threshold = tolerance * top
-    size, pooled = 0, 0
-    for _ in range(20 * n + 50):
-        # Among the pool.
-        best, entering = threshold, -1
-        for i in range(size):
-            signed[i] = z[i] * signs[owner[place[i]]]
-        for k in range(pooled):
-            j = pool[k]
-            if state[j] == 1:
-                value = b[j]
-                for i in range(size):
-                    value -= gram[j, place[i]] * signed[i]
-                value *= signs[owner[j]]
-                if value > best:
-                    best, entering = value, j
-        if entering < 0:
-            # Among all.
-            slope[:] = b
-            for i in range(size):
-                line, much = gram[place[i]], signed[i]
-                for j in range(n):
-                    slope[j] -= much * line[j]
-            best_of[:] = threshold
-            steepest[:] = -1
-            for j in range(n):
-                if state[j] == 0 and slope[j] * signs[owner[j]] > best_of[owner[j]]:
-                    best_of[owner[j]], steepest[owner[j]] = slope[j] * signs[owner[j]], j
-            more = False
-            for mu in range(p):
-                if steepest[mu] >= 0:
-                    pool[pooled], state[steepest[mu]] = steepest[mu], 1
-                    pooled, more = pooled + 1, True
-            if more:
-                continue
-            break
-        if size == cap and cap < n:
-            return -1, 0.0
-        for i in range(size):
-            row[i] = gram[entering, place[i]] * signs[owner[place[i]]] * signs[owner[entering]]
-        if size == cap or not enter(factor, size, row, gram[entering, entering]):
-            state[entering] = 3
-            continue
-        place[size], z[size], target[size] = entering, 0.0, b[entering] * signs[owner[entering]]
-        for i in range(size + 1):
-            state[place[i]] = 1
-        size = settle(factor, place, z, target, size + 1, solution)
-        stayed = False
-        for i in range(size):
-            state[place[i]] = 2
-            if place[i] == entering:
-                stayed = True
-        if stayed:
-            for k in range(pooled):
-                if state[pool[k]] == 3:
-                    state[pool[k]] = 1
-        else:
-            state[entering] = 3  # rounding had given it a slope
-    left = 0.0
-    slope[:] = b
-    for i in range(size):
-        line, much = gram[place[i]], z[i] * signs[owner[place[i]]]
-        for j in range(n):
-            slope[j] -= much * line[j]
-    for j in range(n):
-        left = max(left, slope[j] * signs[owner[j]])
-    for i in range(size):
-        left = max(left, abs(slope[place[i]]))
-        found[place[i]] = z[i]
-    return size, left / max(top, 1e-300)

@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geophone.errors import GeophoneError, unknown
-from geophone.geometry.clouds import as_clouds, projected
+from geophone.geometry.clouds import as_clouds, check_counts, projected
 from geophone.geometry.low_rank import fit_directions, mean_cosine
-from geophone.geometry.nnls import Cones, project_all
+from geophone.geometry.nnls import Cones, project_all, refuse_unsolved
 from geophone.rng import stream
 
 MODES = ("default", "reference")
 
-VANISHED = 1e-10
-"""A centre shorter than this, relative to the centres' typical length, is no centre."""
+VANISHED = 1e-6
+"""A centre shorter than this, relative to the centres' typical length or to its own manifold, is no centre."""
 
 INTERIOR = 1e-8
 """A step from t to its program's answer shorter than this is none: t was in the interior of the margin."""
@@ -29,7 +29,8 @@ class ManifoldGeometry:
     """What `manifold_geometry` found.
 
     Attributes:
-        capacity: α, manifolds per feature that can be separated: the harmonic mean over manifolds. In [0, 2] at κ = 0.
+        capacity: α, manifolds per feature that can be separated: the harmonic mean over manifolds. In expectation it
+            is in [0, 2] at κ = 0; a few samples of points can give more.
         radius: R, the mean over manifolds of their radius, in units of their centre's length.
         dimension: D, the mean over manifolds of their dimension.
         capacity_se: Standard error over the samples t; likewise the next two.
@@ -136,7 +137,7 @@ def manifold_geometry(
 
     Raises:
         GeophoneError: fewer than two manifolds, NaN, κ < 0, a manifold whose centre vanishes, as with one feature when
-            directions are taken away; and what `as_clouds` says.
+            directions are taken away, a program that float64 cannot solve; and what `as_clouds` says.
 
     References:
         Chung, Lee & Sompolinsky 2018, arXiv:1710.06487; Cohen et al. 2020, doi:10.1038/s41467-020-14578-5;
@@ -148,9 +149,8 @@ def manifold_geometry(
         raise unknown("mode", mode, MODES)
     if not 0 <= kappa < float("inf"):
         raise GeophoneError(f"kappa={kappa}: a margin is a finite number of at least 0.")
-    for name, count in (("n_t", n_t), ("n_reps", n_reps), ("max_features", max_features)):
-        if count is not None and count < 1:
-            raise GeophoneError(f"{name}={count}: give a whole number of at least 1.")
+    check_counts(2, n_t=n_t)
+    check_counts(1, n_reps=n_reps, max_features=max_features)
     published = mode == "reference"
     clouds = as_clouds(manifolds)
     device, ambient = clouds[0].device, clouds[0].shape[1]
@@ -160,24 +160,19 @@ def manifold_geometry(
     means = torch.stack([cloud.mean(0) for cloud in clouds])
     sizes = torch.tensor([float(len(cloud)) for cloud in clouds], dtype=means.dtype, device=device)
     middle = sizes @ means / sizes.sum() if published else means.mean(0)
+    _check_centers(means - middle, clouds, means, 0)
     residuals: tuple[float, ...] = ()
     if basis is None:
         fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
         away, residuals = torch.from_numpy(fit.basis).to(device), fit.residuals
     else:
-        away = torch.as_tensor(basis, dtype=torch.float64, device=device).reshape(d, -1)
+        away = _orthonormal(basis, d).to(device)
     correlation = residuals[0] if residuals else mean_cosine((means - means.mean(0)).cpu().numpy())
     centers = means - middle
     centers = centers - (centers @ away) @ away.T
     lengths = centers.norm(dim=1)
+    _check_centers(centers, clouds, means, away.shape[1])
     typical = (means - middle).square().sum(1).mean().sqrt()
-    if bool((vanished := ~(lengths > VANISHED * typical)).any()):
-        one = int(vanished.nonzero()[0])
-        raise GeophoneError(
-            f"manifold {one}: nothing is left of its centre once the mean of all centres and {away.shape[1]} shared "
-            "directions are taken off, and capacity is measured in its length. Use more manifolds or features, or "
-            "take out manifolds that coincide."
-        )
     reduce = _by_qr if published else _by_rank
     spread = [(cloud - mean) / length for cloud, mean, length in zip(clouds, means, lengths, strict=True)]
     shapes = [
@@ -188,9 +183,10 @@ def manifold_geometry(
     if samples is None:
         ts = [_drawn(len(s), n_t, seed, i).to(device) for i, s in enumerate(generators)]
     else:
-        ts = [_given(t, s, i) for i, (t, s) in enumerate(zip(samples, generators, strict=True))]
+        ts = _given(samples, generators)
     shifted = [torch.cat([t[:, :-1], t[:, -1:] + kappa], dim=1) for t in ts]
     cones = project_all(generators, shifted)
+    refuse_unsolved(max(float(cone.residual.max()) for cone in cones))
     each = [_Manifold.of(*parts, kappa) for parts in zip(generators, ts, cones, strict=True)]
     inverse = torch.stack([one.inverse for one in each])
     count = len(ts[0])
@@ -253,9 +249,9 @@ class _Manifold:
             inverse=reach.mean(),
             radius=radius,
             dimension=d * cosine.mean() ** 2,
-            inverse_se=_std(reach) / error,
-            radius_se=_std(far) / error / (2 * radius.clamp(min=torch.finfo(s.dtype).tiny)),
-            dimension_se=2 * d * cosine.mean().abs() * _std(cosine) / error,
+            inverse_se=reach.std() / error,
+            radius_se=far.std() / error / (2 * radius.clamp(min=torch.finfo(s.dtype).tiny)),
+            dimension_se=2 * d * cosine.mean().abs() * cosine.std() / error,
             weights=weights,
         )
 
@@ -264,14 +260,15 @@ def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude
     """Centred points without some directions, in a basis of as many dimensions as they have.
 
     The basis is that of the Gram matrix's eigenvectors, each turned so that the third moment along it is positive: so
-    it is the same after a rotation of the features and in any order of the points. `magnitude` is the points' distance
-    from the origin before they were centred, which limits what of them is more than rounding.
+    it is the same after a rotation of the features and in any order of the points, unless that moment is 0 or two
+    eigenvalues are equal. `magnitude` is the points' distance from the origin before they were centred: what of them
+    is more than rounding depends on it, and on how long they were before directions were taken away.
     """
-    along = points @ away
-    gram = points @ points.T - along @ along.T
-    values, vectors = torch.linalg.eigh(gram)
-    m, eps = len(points), torch.finfo(gram.dtype).eps
-    kept = values > max(4 * m * eps * float(values[-1]), m * (4 * eps * magnitude) ** 2)
+    longest = max(magnitude, float(points.norm(dim=1).max()))
+    points = points - (points @ away) @ away.T if away.shape[1] else points
+    values, vectors = torch.linalg.eigh(points @ points.T)
+    m, eps = len(points), torch.finfo(points.dtype).eps
+    kept = values > max(4 * m * eps * float(values[-1]), m * (4 * eps * longest) ** 2)
     values, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
     vectors = vectors * torch.where((vectors**3).sum(0) < 0, -1.0, 1.0)
     return values.sqrt()[:, None] * vectors.T
@@ -294,16 +291,45 @@ def _drawn(r: int, n_t: int, seed: int, manifold: int) -> Float[Tensor, "n_t r"]
     return t.roll(-1, 0).T.contiguous()
 
 
-def _given(t: Any, s: Float[Tensor, "r m"], manifold: int) -> Float[Tensor, "n_t r"]:
-    given = torch.as_tensor(t, dtype=torch.float64, device=s.device)
-    if given.ndim != 2 or len(given) != len(s):
-        raise GeophoneError(f"samples of manifold {manifold} have the shape {list(given.shape)}, not [{len(s)}, n_t].")
-    return given.T.contiguous()
+def _check_centers(
+    centers: Float[Tensor, "p d"], clouds: Sequence[Float[Tensor, "_ d"]], means: Float[Tensor, "p d"], k: int
+) -> None:
+    """Raise an error for a manifold that has no centre left to measure its points by."""
+    lengths = centers.norm(dim=1)
+    typical = lengths.square().mean().sqrt()
+    sizes = torch.stack([(cloud - mean).norm() / len(cloud) ** 0.5 for cloud, mean in zip(clouds, means, strict=True)])
+    rounding = 8 * torch.finfo(means.dtype).eps * means.norm(dim=1).max()
+    least = torch.maximum(VANISHED * torch.maximum(sizes, typical), rounding)
+    if bool((vanished := ~(lengths > least)).any()):
+        raise GeophoneError(
+            f"manifold {int(vanished.nonzero()[0])}: nothing is left of its centre once the mean of all centres and "
+            f"{k} shared directions are taken off, and capacity is measured in its length. Use more manifolds or "
+            "features, or take out manifolds that coincide."
+        )
+
+
+def _orthonormal(basis: Any, d: int) -> Float[Tensor, "d k"]:
+    given = torch.as_tensor(basis).detach().double()
+    eye = torch.eye(given.shape[-1] if given.ndim else 0, dtype=given.dtype, device=given.device)
+    # 1e-6: what rounding to float32 leaves of directions.
+    if given.ndim != 2 or len(given) != d or not torch.allclose(given.T @ given, eye, rtol=0, atol=1e-6):
+        raise GeophoneError(f"basis of the shape {list(given.shape)}: give [{d}, k] with orthonormal columns.")
+    return given
+
+
+def _given(samples: Sequence[Any], generators: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "n_t _"]]:
+    if len(samples) != len(generators):
+        raise GeophoneError(f"samples of {len(samples)} manifolds: give those of each of {len(generators)}.")
+    given = [torch.as_tensor(t).detach().to(s) for t, s in zip(samples, generators, strict=True)]
+    for i, (t, s) in enumerate(zip(given, generators, strict=True)):
+        if t.ndim != 2 or len(t) != len(s) or t.shape != (len(s), given[0].shape[1]) or t.shape[1] < 2:
+            raise GeophoneError(
+                f"samples of manifold {i} have the shape {list(t.shape)}, not [{len(s)}, n_t] with one n_t ≥ 2 for all."
+            )
+        if not bool(t.isfinite().all()):
+            raise GeophoneError(f"samples of manifold {i} have NaN or infinite values.")
+    return [t.T.contiguous() for t in given]
 
 
 def _mean(values: list[Tensor]) -> float:
     return float(torch.stack(values).mean())
-
-
-def _std(values: Float[Tensor, " q"]) -> Tensor:
-    return values.std() if len(values) > 1 else values.new_full((), float("nan"))

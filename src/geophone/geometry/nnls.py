@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
-from geophone.geometry.active_set import enter, settle
-from geophone.geometry.compiled import compiled
+from geophone.errors import GeophoneError
+from geophone.geometry.active_set import solve_all
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -25,6 +25,9 @@ R = TypeVar("R")
 
 TOLERANCE = 1e-12
 """A generator enters while its slope is above this, relative to its own length and to the largest such slope at 0."""
+
+CHUNK = 2**26
+"""Numbers in the matrices of several programs that are held at once: half a gigabyte."""
 
 ACCEPTED = 1e-9
 """The relative KKT residual above which a program is solved again by other means."""
@@ -42,86 +45,13 @@ class Cones(NamedTuple):
     residual: Float[Tensor, " q"]
 
 
-@compiled
-def lawson_hanson(gram, b, tolerance, z, place, factor, work):  # type: ignore[no-untyped-def]
-    """Minimise ½ zᵀGz − bᵀz over z ≥ 0 by the active-set method of Lawson and Hanson.
-
-    Args:
-        gram: `[m, m]`.
-        b: `[m]`.
-        tolerance: Relative to the largest b_i/√G_ii.
-        z: The answer, `[m]`; what it holds before does not matter.
-        place: Room for `[m]` int64; on return its first entries are the generators in use.
-        factor: Room for `[m, m]`.
-        work: Room for `[5, m]`.
-
-    Returns:
-        How many generators are in use.
-    """
-    m = len(b)
-    slope, row, solution, used, target = work[0], work[1], work[2], work[3], work[4]
-    state = np.zeros(m, dtype=np.int8)  # 0 outside, 1 in use, 2 barred until something enters
-    top = 0.0
-    for i in range(m):
-        z[i] = 0.0
-        slope[i] = b[i]
-        if gram[i, i] > 0:
-            top = max(top, b[i] / np.sqrt(gram[i, i]))
-    size = 0
-    for _ in range(10 * m + 30):
-        best, entering = tolerance * top, -1
-        for i in range(m):
-            if state[i] == 0 and gram[i, i] > 0:
-                steep = slope[i] / np.sqrt(gram[i, i])
-                if steep > best:
-                    best, entering = steep, i
-        if entering < 0:
-            break
-        for i in range(size):
-            row[i] = gram[entering, place[i]]
-        if not enter(factor, size, row, gram[entering, entering]):
-            state[entering] = 2
-            continue
-        for i in range(size):
-            state[place[i]] = 0
-        place[size], used[size], target[size] = entering, 0.0, b[entering]
-        size = settle(factor, place, used, target, size + 1, solution)
-        stayed = False
-        slope[:] = b
-        for i in range(size):
-            state[place[i]] = 1
-            stayed = stayed or place[i] == entering
-            line, much = gram[place[i]], used[i]
-            for j in range(m):
-                slope[j] -= much * line[j]
-        if not stayed:
-            state[entering] = 2  # it can't grow: rounding had given it a slope
-            continue
-        for i in range(m):
-            if state[i] == 2:
-                state[i] = 0
-    for i in range(size):
-        z[place[i]] = used[i]
-    return size
-
-
-@compiled
-def _solve_all(gram, b, tolerance, z):  # type: ignore[no-untyped-def]
-    m = gram.shape[0]
-    place = np.empty(m, dtype=np.int64)
-    factor = np.empty((m, m))
-    work = np.empty((5, m))
-    for q in range(b.shape[0]):
-        lawson_hanson(gram, b[q], tolerance, z[q], place, factor, work)
-
-
 def nonnegative(gram: Array, b: Array) -> Array:
     """Z ≥ 0 that minimises ½ zᵀGz − bᵀz for every row of b: `[m, m]` and `[q, m]` to `[q, m]`.
 
     Exact up to rounding (Lawson & Hanson 1974, chapter 23), O(m²) at each of the few steps that a program takes.
     """
     z = np.empty_like(b)
-    _solve_all(np.ascontiguousarray(gram), np.ascontiguousarray(b), TOLERANCE, z)
+    solve_all(np.ascontiguousarray(gram), np.ascontiguousarray(b), TOLERANCE, z)
     return z
 
 
@@ -140,11 +70,34 @@ def project(generators: Float[Tensor, "r m"], points: Float[Tensor, "q r"]) -> C
     residual = kkt_residual(generators, points, z)
     if len(worst := (residual > ACCEPTED).nonzero()[:, 0]):
         matrix = generators.numpy()
-        again = torch.stack([torch.from_numpy(nnls(matrix, points[q].numpy())[0]) for q in worst.tolist()])
+        tried = [from_points(matrix, points[q].numpy(), z[q].numpy()) for q in worst.tolist()]
+        again = torch.from_numpy(np.stack(tried))
         after = kkt_residual(generators, points[worst], again)
         better = after < residual[worst]
         z[worst[better]], residual[worst[better]] = again[better], after[better]
     return Cones(z, residual)
+
+
+def from_points(generators: Array, point: Array, instead: Array) -> Array:
+    """Multipliers by scipy's method, which takes no Gram matrix; others instead, where it gives up."""
+    try:
+        found: Array = nnls(generators, point)[0]
+    except RuntimeError:  # it has taken too many steps
+        return instead
+    return found
+
+
+def refuse_unsolved(residual: float) -> None:
+    """Raise an error where programs were left with a larger KKT residual than `ACCEPTED`.
+
+    Raises:
+        GeophoneError: they were.
+    """
+    if not residual <= ACCEPTED:
+        raise GeophoneError(
+            f"a program is solved to a relative KKT residual of {residual:.1e} only, {ACCEPTED:g} is needed: points "
+            "are on scales too different for float64, as where a centre nearly vanishes. Take out such manifolds."
+        )
 
 
 def project_all(generators: Sequence[Float[Tensor, "_ _"]], points: Sequence[Float[Tensor, "_ _"]]) -> list[Cones]:
@@ -160,11 +113,12 @@ def project_all(generators: Sequence[Float[Tensor, "_ _"]], points: Sequence[Flo
         sizes.setdefault((s.shape, t.shape), []).append(i)
     for here in sizes.values():
         s, t = torch.stack([generators[i] for i in here]), torch.stack([points[i] for i in here])
-        for i, (z, residual) in zip(here, project_batched(s, t), strict=True):
-            if len(worst := (residual > ACCEPTED).nonzero()[:, 0]):
-                again = project(generators[i].cpu(), points[i][worst].cpu())
-                z[worst], residual[worst] = again.z.to(z), again.residual.to(residual)
-            found[i] = Cones(z, residual)
+        found |= dict(zip(here, project_batched(s, t), strict=True))
+    left = {i: (cone.residual > ACCEPTED).nonzero()[:, 0] for i, cone in found.items()}
+    left = {i: worst for i, worst in left.items() if len(worst)}
+    again = in_threads(lambda i: project(generators[i].cpu(), points[i][left[i]].cpu()), list(left))
+    for (i, worst), (z, residual) in zip(left.items(), again, strict=True):
+        found[i].z[worst], found[i].residual[worst] = z.to(found[i].z), residual.to(found[i].residual)
     return [found[i] for i in range(len(found))]
 
 
@@ -198,8 +152,7 @@ def project_batched(
     """
     p, _, m = generators.shape
     gram, b = generators.mT @ generators, points @ generators
-    diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    rho = diagonal.mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)[:, None, None]
+    rho = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny)[:, None, None]
     eye = torch.eye(m, dtype=gram.dtype, device=gram.device)
     inverse = torch.linalg.inv(gram + rho * eye)
     y = torch.zeros_like(b)
@@ -208,13 +161,27 @@ def project_batched(
         z = (b + rho * (y - u)) @ inverse
         y = (z + u).clamp(min=0)
         u = u + z - y
-    best, residual = y, kkt_residual(generators, points, y)
-    jitter = 1e-14 * diagonal.amax(-1)[:, None, None, None]
-    for _ in range(3):  # the support, then what its solution and the slopes say of it
+    most = max(1, CHUNK // (p * m * m))
+    parts = [_polished(generators, points[:, q], gram, b[:, q], y[:, q]) for q in torch.arange(b.shape[1]).split(most)]
+    best, residual = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+    return [Cones(best[i], residual[i]) for i in range(p)]
+
+
+def _polished(
+    generators: Float[Tensor, "p r m"],
+    points: Float[Tensor, "p q r"],
+    gram: Float[Tensor, "p m m"],
+    b: Float[Tensor, "p q m"],
+    best: Float[Tensor, "p q m"],
+) -> tuple[Float[Tensor, "p q m"], Float[Tensor, "p q"]]:
+    """Multipliers solved for exactly on their support, where that is feasible and nearer to optimal; their residual."""
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    residual = kkt_residual(generators, points, best)
+    jitter = 1e-14 * gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None, None]
+    for _ in range(3):  # the support, then what its solution says of it
         on = best > 0
         both = on[..., :, None] & on[..., None, :]
-        masked = torch.where(both, gram[:, None], eye) + jitter * eye
-        factor, failed = torch.linalg.cholesky_ex(masked)
+        factor, failed = torch.linalg.cholesky_ex(torch.where(both, gram[:, None], eye) + jitter * eye)
         exact = torch.cholesky_solve(torch.where(on, b, 0)[..., None], factor)[..., 0]
         exact = torch.where(on, exact, 0).clamp(min=0)
         exact = torch.where((failed == 0)[..., None], exact, best)
@@ -224,7 +191,7 @@ def project_batched(
         residual = torch.where(better, nearer, residual)
         if not bool(better.any()):
             break
-    return [Cones(best[i], residual[i]) for i in range(p)]
+    return best, residual
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -14,8 +14,8 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.geometry.clouds import as_clouds
-from geophone.geometry.glue import labels, span
+from geophone.geometry.clouds import about_mean, as_clouds, check_counts, span
+from geophone.geometry.dichotomies import labels
 from geophone.geometry.nnls import in_threads
 from geophone.geometry.separability import separated
 from geophone.rng import stream
@@ -89,12 +89,11 @@ def simulated_capacity(
     clouds = [cloud.cpu() for cloud in as_clouds(manifolds)]
     p, features = len(clouds), clouds[0].shape[1]
     most = features if max_features is None else max_features
+    check_counts(2, repeats=repeats)
+    check_counts(1, max_features=max_features)
     if not 1 <= most <= features:
         raise GeophoneError(f"max_features={most}: there are {features} features; try 1 to {features} of them.")
-    if repeats < 2:
-        raise GeophoneError(f"repeats={repeats}: at least two are needed; 100 give N_c to a few percent.")
-    points = torch.cat(clouds)
-    points = points - points.mean(0)
+    points = about_mean(torch.cat(clouds))
     gram = points @ points.T
     scale = float(gram.diagonal().mean())
     if scale == 0:

@@ -11,13 +11,11 @@ from geophone.errors import GeophoneError
 from geophone.geometry.glue import MEASURES, Glue, glue
 from geophone.geometry.mean_field import ManifoldGeometry, manifold_geometry
 from geophone.metrics.metric import Metric, Undefined, metric
+from geophone.metrics.outcomes import Z
 from geophone.registry import METRICS
 from geophone.stats import Sample
 
 T = TypeVar("T")
-
-WITHIN = 1.96
-"""Standard errors to each side of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,28 @@ class ClassPoints(Sample):
         """
         return self._analysed(glue)
 
+    @cached_property
+    def _failed(self) -> dict[str, str]:
+        """Why an analysis can't be made, by its name: it isn't tried again for each metric."""
+        return {}
+
     def _analysed(self, analysis: Callable[[list[Tensor]], T]) -> T:
+        name = analysis.__name__
+        if name in self._failed:
+            raise Undefined(self._failed[name])
+        try:
+            return analysis(self._clouds())
+        except GeophoneError as reason:
+            self._failed[name] = str(reason)
+            raise Undefined(str(reason)) from None
+
+    def _clouds(self) -> list[Tensor]:
         clouds = [self.x[self.y == label] for label in self.y.unique()]
         if len(clouds) < 2:
             raise Undefined("needs images of at least two classes")
         if min(len(cloud) for cloud in clouds) < 2:
             raise Undefined("a class has one image only, which is no manifold")
-        try:
-            return analysis(clouds)
-        except GeophoneError as reason:
-            raise Undefined(str(reason)) from None
+        return clouds
 
 
 def _interval(value: str) -> Callable[[ClassPoints], tuple[float, float]]:
@@ -68,7 +78,7 @@ def _interval(value: str) -> Callable[[ClassPoints], tuple[float, float]]:
 
 
 def _around(value: float, error: float) -> tuple[float, float]:
-    return value - WITHIN * error, value + WITHIN * error
+    return value - Z * error, value + Z * error
 
 
 @metric(ClassPoints, when="asked", interval=_interval("capacity"))
@@ -141,7 +151,7 @@ def manifold_capacity_floor(points: ClassPoints) -> float:
 def _of_glue(points: ClassPoints, measure: str) -> float:
     value: float | None = getattr(points.glue, measure)
     if value is None:
-        raise Undefined("the anchors do not vary")
+        raise Undefined("the anchors do not vary, or by no more than chance")
     return value
 
 

@@ -158,9 +158,11 @@ def manifold_geometry(
         clouds = projected(clouds, max_features, seed)
     d = clouds[0].shape[1]
     means = torch.stack([cloud.mean(0) for cloud in clouds])
-    sizes = torch.tensor([float(len(cloud)) for cloud in clouds], dtype=means.dtype, device=device)
-    middle = sizes @ means / sizes.sum() if published else means.mean(0)
-    _check_centers(means - middle, clouds, means, 0)
+    counts = torch.tensor([float(len(cloud)) for cloud in clouds], dtype=means.dtype, device=device)
+    middle = counts @ means / counts.sum() if published else means.mean(0)
+    spread = [cloud - mean for cloud, mean in zip(clouds, means, strict=True)]
+    sizes = torch.stack([points.norm() / len(points) ** 0.5 for points in spread])
+    _check_centers(means - middle, sizes, means, 0)
     residuals: tuple[float, ...] = ()
     if basis is None:
         fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
@@ -171,12 +173,11 @@ def manifold_geometry(
     centers = means - middle
     centers = centers - (centers @ away) @ away.T
     lengths = centers.norm(dim=1)
-    _check_centers(centers, clouds, means, away.shape[1])
+    _check_centers(centers, sizes, means, away.shape[1])
     typical = (means - middle).square().sum(1).mean().sqrt()
     reduce = _by_qr if published else _by_rank
-    spread = [(cloud - mean) / length for cloud, mean, length in zip(clouds, means, lengths, strict=True)]
     shapes = [
-        reduce(points, away, float((mean.norm() + typical) / length))
+        reduce(points, away, float(mean.norm() + typical)) / length
         for points, mean, length in zip(spread, means, lengths, strict=True)
     ]
     generators = [torch.cat([shape, shape.new_ones(1, shape.shape[1])]) for shape in shapes]
@@ -256,6 +257,10 @@ class _Manifold:
         )
 
 
+def _without(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"]) -> Float[Tensor, "m d"]:
+    return torch.addmm(points, points @ away, away.T, alpha=-1) if away.shape[1] else points
+
+
 def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:
     """Centred points without some directions, in a basis of as many dimensions as they have.
 
@@ -265,7 +270,7 @@ def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude
     is more than rounding depends on it, and on how long they were before directions were taken away.
     """
     longest = max(magnitude, float(points.norm(dim=1).max()))
-    points = points - (points @ away) @ away.T if away.shape[1] else points
+    points = _without(points, away)
     values, vectors = torch.linalg.eigh(points @ points.T)
     m, eps = len(points), torch.finfo(points.dtype).eps
     kept = values > max(4 * m * eps * float(values[-1]), m * (4 * eps * longest) ** 2)
@@ -277,7 +282,7 @@ def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude
 def _by_qr(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:
     """Centred points without some directions, in min(d, m) dimensions: the R factor where there are fewer points."""
     m, d = points.shape
-    left = (points - (points @ away) @ away.T).T
+    left = _without(points, away).T
     return left if d <= m else torch.linalg.qr(left, mode="r").R
 
 
@@ -292,12 +297,11 @@ def _drawn(r: int, n_t: int, seed: int, manifold: int) -> Float[Tensor, "n_t r"]
 
 
 def _check_centers(
-    centers: Float[Tensor, "p d"], clouds: Sequence[Float[Tensor, "_ d"]], means: Float[Tensor, "p d"], k: int
+    centers: Float[Tensor, "p d"], sizes: Float[Tensor, " p"], means: Float[Tensor, "p d"], k: int
 ) -> None:
     """Raise an error for a manifold that has no centre left to measure its points by."""
     lengths = centers.norm(dim=1)
     typical = lengths.square().mean().sqrt()
-    sizes = torch.stack([(cloud - mean).norm() / len(cloud) ** 0.5 for cloud, mean in zip(clouds, means, strict=True)])
     rounding = 8 * torch.finfo(means.dtype).eps * means.norm(dim=1).max()
     least = torch.maximum(VANISHED * torch.maximum(sizes, typical), rounding)
     if bool((vanished := ~(lengths > least)).any()):

@@ -281,7 +281,7 @@ def _tradeoff(sweep: Sweep) -> list[Panel | None]:
     if manifolds.is_empty():
         return []
     plain = sweep.rows.filter(WHOLE & (pl.col("metric") == "accuracy") & pl.col("family").is_in(["clean", "attack"]))
-    parts = [("accuracy", "%", plain)]
+    parts = [("Accuracy", "%", plain)]
     for metric in (
         "manifold_capacity",
         "manifold_dimension",

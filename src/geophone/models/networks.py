@@ -1,5 +1,6 @@
 """The networks that the studies train. Each ReLU is a module of its own, so that each can be recorded."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,20 @@ class SpatialMean(nn.Module):
         return x.mean((2, 3))
 
 
+def with_convolutions(
+    front: dict[str, nn.Module], before: int, width: int, classes: int, first: int = 1
+) -> OrderedDict[str, nn.Module]:
+    """Layers in front, with so many channels, and after them those of the small CNN from the `first` convolution on."""
+    layers = OrderedDict(front)
+    shapes = [(width, 1), (2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1), (4 * width, 1)]
+    for i, (channels, stride) in enumerate(shapes[first - 1 :], start=first):
+        layers[f"conv{i}"] = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+        layers[f"norm{i}"] = nn.BatchNorm2d(channels)
+        layers[f"relu{i}"] = nn.ReLU(inplace=True)
+        before = channels
+    return layers | OrderedDict[str, nn.Module](pool=SpatialMean(), head=nn.Linear(before, classes))
+
+
 class SmallCNN(nn.Sequential):
     """Six 3 × 3 convolutions, each with batch norm and ReLU, then the mean over space and a linear layer.
 
@@ -41,19 +56,7 @@ class SmallCNN(nn.Sequential):
     """
 
     def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> None:
-        layers: dict[str, nn.Module] = {"normalise": Normalise(mean, std)}
-        before = len(mean)
-        for i, (channels, stride) in enumerate(
-            [(width, 1), (2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1), (4 * width, 1)], start=1
-        ):
-            layers[f"conv{i}"] = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
-            layers[f"norm{i}"] = nn.BatchNorm2d(channels)
-            layers[f"relu{i}"] = nn.ReLU(inplace=True)
-            before = channels
-        layers |= {"pool": SpatialMean(), "head": nn.Linear(before, classes)}
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+        super().__init__(with_convolutions({"normalise": Normalise(mean, std)}, len(mean), width, classes))
 
 
 class BasicBlock(nn.Module):

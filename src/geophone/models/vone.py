@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from geophone.errors import GeophoneError
-from geophone.models.networks import Normalise, SpatialMean
+from geophone.models.networks import Normalise, with_convolutions
 from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noise, add_noise, make_noise
 from geophone.registry import MODELS
 from geophone.rng import stream
@@ -248,19 +248,8 @@ class VOneCNN(nn.Sequential):
     def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float], vone: VOneBlock, width: int) -> None:
         bottleneck = nn.Conv2d(len(vone.cells.phase), width, 1, bias=False)
         nn.init.kaiming_normal_(bottleneck.weight, mode="fan_out", nonlinearity="relu")
-        layers: dict[str, nn.Module] = {"normalise": Normalise(mean, std), "vone": vone, "bottleneck": bottleneck}
-        before = width
-        for i, (channels, stride) in enumerate(
-            [(2 * width, 2), (2 * width, 1), (4 * width, 2), (4 * width, 1), (4 * width, 1)], start=2
-        ):
-            layers[f"conv{i}"] = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
-            layers[f"norm{i}"] = nn.BatchNorm2d(channels)
-            layers[f"relu{i}"] = nn.ReLU(inplace=True)
-            before = channels
-        layers |= {"pool": SpatialMean(), "head": nn.Linear(before, classes)}
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+        front = {"normalise": Normalise(mean, std), "vone": vone, "bottleneck": bottleneck}
+        super().__init__(with_convolutions(front, width, width, classes, first=2))
 
 
 @MODELS.register

@@ -248,8 +248,9 @@ def test_a_wide_kernel_gives_linear_cka(debiased, name, wide):
     assert rbf_cka(a, b, 1e2, debiased=debiased) == pytest.approx(wanted, abs=1e-3)
     assert rbf_cka(a, b, 1e7, debiased=debiased) == pytest.approx(wanted, abs=1e-10)
     assert rbf_cka(a, b, wide, debiased=debiased) == pytest.approx(wanted, abs=1e-7)
-    near_one = alignment(hsic_1 if debiased else hsic_0, *(rbf(x.numpy(), wide, False) for x in (a, b)))
-    assert abs(near_one - wanted) > 1e-6
+    with np.errstate(invalid="ignore"):  # on some processors no digit is left at all, and it is 0/0
+        near_one = alignment(hsic_1 if debiased else hsic_0, *(rbf(x.numpy(), wide, False) for x in (a, b)))
+    assert not abs(near_one - wanted) <= 1e-6
 
 
 def test_deconfounding_equals_a_regression_of_gram_matrices():

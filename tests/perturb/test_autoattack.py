@@ -112,12 +112,12 @@ def test_it_is_as_strong_as_the_authors(kind: Any, network: nn.Module, batch: An
 @pytest.mark.parametrize(
     "weak",
     [
-        LinfAutoAttack(0.9 * EPS[LinfAutoAttack], **SMALL),
+        LinfAutoAttack(0.8 * EPS[LinfAutoAttack], **SMALL),
         *(kind.square(EPS[kind], queries=SMALL["queries"]) for kind in KINDS),
     ],
 )
 def test_a_mutant_is_not(weak: Any, network: nn.Module, batch: Any) -> None:
-    """A radius a tenth too small, or Square alone."""
+    """A radius a fifth too small (a tenth costs one image more or less, by the processor), or Square alone."""
     kind = next(kind for kind in KINDS if kind.norm is weak.norm)
     with pytest.raises(AssertionError):
         is_as_strong_as_the_authors(kind, weak, network, batch)

@@ -194,7 +194,7 @@ def test_what_is_left_to_defaults_is_part_of_the_id():
     assert len(resolved.perturbations) == 5
     assert resolved.resolved() == resolved
     assert replace(TINY, perturbations=("noise", "GaussianNoise(std=0.1)")).resolved().perturbations == tuple(
-        dict.fromkeys(describe(p, keep=("std", "width", "amount")) for p in grid("noise"))
+        dict.fromkeys(describe(p, keep=("std", "width", "amount", "eps")) for p in grid("noise"))
     )
 
     @metric(Moments)

@@ -75,8 +75,8 @@ class Job:
     curves: tuple[str, ...] = ()
     gradients: int = 0
     exemplars: tuple[str, ...] = ()
-    exemplar_images: int = 30
-    exemplar_copies: int = 40
+    exemplar_images: int = 50
+    exemplar_copies: int = 50
     features: int = 2000
 
     @property

@@ -19,8 +19,11 @@ from geophone.stats import Outcomes, total
 from geophone.train.validation import KEPT, Shaken, kept, robust_accuracy, single_step
 from geophone.types import Recipe, describe, deterministic, device_of, evaluating, seeded
 
-LATER = (("keep", "best"), ("validate", None), ("snapshots", ()))
-"""What `Training` learnt after jobs and states had been written without it, and its defaults."""
+LATER = (
+    *(("keep", "best"), ("validate", None), ("snapshots", ())),
+    *(("exemplars", ()), ("exemplar_images", 50), ("exemplar_copies", 50), ("features", 2000)),
+)
+"""What `Training` and jobs learnt after jobs and states had been written without it, and its defaults."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Every message says what was wrong, where, what is allowed, and what to do about 
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
 
 
 class GeophoneError(ValueError):
@@ -26,3 +28,14 @@ def unknown(kind: str, name: str, allowed: Iterable[str], remedy: str = "") -> G
     hint = f" Did you mean {near[0]!r}?" if near else ""
     tail = f" {remedy}" if remedy else ""
     return GeophoneError(f"unknown {kind} {name!r}.{hint} Allowed: {shown or 'none'}.{tail}")
+
+
+def check_counts(least: int = 1, **counts: Any) -> None:
+    """Raise an error for a number that is not whole or below the least; None is left out.
+
+    Raises:
+        GeophoneError: there is one.
+    """
+    for name, count in counts.items():
+        if count is not None and (count is True or not isinstance(count, Integral) or count < least):
+            raise GeophoneError(f"{name}={count!r}: give a whole number of at least {least}.")

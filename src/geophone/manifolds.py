@@ -20,8 +20,8 @@ from geophone.geometry import manifold_geometry
 from geophone.geometry.separability import separabilities
 from geophone.metrics.outcomes import Z
 from geophone.models.stochastic import is_stochastic, refuse_frozen
-from geophone.perturb import grid
 from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
+from geophone.perturb.grids import condition, shakes
 from geophone.record import RandomProjection, check_labels, check_ran, layers_of, logits_of, tap, unwrapped
 from geophone.rng import draws, key
 from geophone.types import (
@@ -32,9 +32,7 @@ from geophone.types import (
     device_of,
     evaluating,
     family_name,
-    fitted,
     full_precision,
-    level_of,
     reseed,
     seeded,
 )
@@ -49,7 +47,7 @@ MOST_COPIES = 1 << 20
 
 _NAMES = (
     *("exemplar_capacity", "exemplar_radius", "exemplar_dimension", "exemplar_width"),
-    *("exemplar_center_correlation", "exemplar_center_rank", "exemplar_capacity_floor"),
+    *("exemplar_center_correlation", "exemplar_center_rank"),
 )
 _ONE_POINT = "its copies have one and the same response: nothing random reaches this layer"
 _NO_DIFFERENCE = "clean and shaken copies have one and the same response"
@@ -134,19 +132,17 @@ def exemplar_manifolds(
         raise GeophoneError(f"{exemplars} exemplars of {len(split)} images: ask for at most as many as there are.")
     chosen = split.take(exemplars)
     chosen = chosen.rows(chosen.index.argsort(stable=True))
-    shakes = dict.fromkeys(
-        fitted(p, split.x.shape) for p in (grid(perturbations) if isinstance(perturbations, str) else perturbations)
-    )
+    shaken = shakes(perturbations, split.x.shape)
     net = unwrapped(model)
-    if shakes:
+    if shaken:
         refuse_frozen(net, "Robustness")
     wanted = [] if layers is None else layers_of(net, layers)
     project = RandomProjection(features, seed)
-    steps, done = exemplars * (1 + len(shakes)), 0
+    steps, done = exemplars * (1 + len(shaken)), 0
     rows: list[dict[str, Any]] = []
     clean: Clouds | None = None
     with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), torch.no_grad():
-        for shake in (None, *shakes):
+        for shake in (None, *shaken):
             gathered: dict[str, list[Tensor]] = {}
             for batch in chosen.batches(1):
                 responses = _copies(net, batch, shake, copies, layers, project, seed)
@@ -159,7 +155,7 @@ def exemplar_manifolds(
             clouds = {layer: torch.stack(parts) for layer, parts in gathered.items()}
             rows += _condition(shake, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
             if shake is not None and is_attack(shake) and is_stochastic(net):
-                rows.append({**_where(shake), **eot_row(draws_of(shake, True)), "n": exemplars})
+                rows.append({**condition(shake), **eot_row(draws_of(shake, True)), "n": exemplars})
             clean = clouds if clean is None else clean
     return table.frame({**(columns or {}), **row} for row in rows)
 
@@ -192,7 +188,7 @@ def _condition(
     shake: Perturbation | None, clouds: Clouds, clean: Clouds | None, seed: int, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """The rows of one condition."""
-    here = _where(shake)
+    here = condition(shake)
     for depth, (layer, points) in enumerate(clouds.items(), start=-1):
         exemplars, copies, width = points.shape
         row = {**here, "layer": layer, "depth": depth, "n": exemplars, "d": width}
@@ -202,30 +198,21 @@ def _condition(
             yield row | {"metric": "clean_separability", **_separability(clean[layer], points, seed)}
 
 
-def _where(shake: Perturbation | None) -> dict[str, Any]:
-    """What the table calls a condition."""
-    if shake is None:
-        return {"family": "clean", "perturbation": "clean", "level": 0.0}
-    return {"family": shake.family, "perturbation": family_name(shake), "level": level_of(shake)}
-
-
 def _geometry(points: Float[Tensor, "p m d"], seed: int, **options: Any) -> Iterator[dict[str, Any]]:
-    """Value, interval and note of each of `_NAMES` but the floor."""
-    names = [name for name in _NAMES if name != "exemplar_capacity_floor"]
+    """Value, interval and note of each of `_NAMES`."""
     if _is_point(points).all():
-        yield from ({"metric": name, "note": _ONE_POINT} for name in names)
+        yield from ({"metric": name, "note": _ONE_POINT} for name in _NAMES)
         return
     try:
         found = manifold_geometry(list(points), seed=seed, **options)
     except GeophoneError as reason:
-        yield from ({"metric": name, "note": str(reason)} for name in names)
+        yield from ({"metric": name, "note": str(reason)} for name in _NAMES)
         return
     for what in ("capacity", "radius", "dimension"):
-        value, half = float(getattr(found, what)), Z * float(getattr(found, f"{what}_se"))
+        value, half = getattr(found, what), Z * getattr(found, f"{what}_se")
         yield {"metric": f"exemplar_{what}", "value": value, "low": max(0.0, value - half), "high": value + half}
-    widths = torch.as_tensor(found.radii).double() * torch.as_tensor(found.dimensions).double().sqrt()
-    yield {"metric": "exemplar_width", **_mean(widths)}
-    yield {"metric": "exemplar_center_correlation", "value": float(found.center_correlation)}
+    yield {"metric": "exemplar_width", **_mean(found.radii * found.dimensions.sqrt())}
+    yield {"metric": "exemplar_center_correlation", "value": found.center_correlation}
     yield {"metric": "exemplar_center_rank", "value": float(found.k)}
 
 
@@ -234,7 +221,7 @@ def _separability(clean: Float[Tensor, "p m d"], shaken: Float[Tensor, "p m d"],
     if bool(_is_point(both).all()):
         return {"note": _NO_DIFFERENCE}
     found = separabilities(list(zip(clean, shaken, strict=True)), seed=seed)
-    accuracies = torch.tensor([float(one.accuracy) for one in found], dtype=torch.float64)
+    accuracies = torch.tensor([one.accuracy for one in found], dtype=torch.float64)
     return _mean(accuracies, most=1.0)
 
 

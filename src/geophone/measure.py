@@ -13,9 +13,10 @@ from geophone import table
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined, default_metrics
-from geophone.models.stochastic import is_stochastic, refuse_frozen
-from geophone.perturb import grid
+from geophone.models.stochastic import is_stochastic
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
+from geophone.perturb.grids import condition as columns_of
+from geophone.perturb.grids import shakes
 from geophone.record import (
     RandomProjection,
     Reduce,
@@ -37,8 +38,6 @@ from geophone.types import (
     Perturbation,
     deterministic,
     evaluating,
-    family_name,
-    fitted,
     full_precision,
     level_of,
     seeded,
@@ -111,15 +110,7 @@ def measure(
     """
     chosen = [METRICS[name] for name in (default_metrics() if metrics is None else metrics)]
     split = as_split(data).near(model)
-    conditions = [_Condition({"family": "clean", "perturbation": "clean", "level": 0.0}, None)]
-    conditions += [
-        _Condition({"family": p.family, "perturbation": family_name(p), "level": level_of(p)}, p)
-        for p in dict.fromkeys(
-            fitted(p, split.x.shape) for p in (grid(perturbations) if isinstance(perturbations, str) else perturbations)
-        )
-    ]
-    if len(conditions) > 1:
-        refuse_frozen(model, "Robustness")
+    conditions = [_Condition(columns_of(p), p) for p in (None, *shakes(perturbations, split.x.shape))]
     wanted = [] if layers is None else layers_of(model, layers)
     project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
     depth: dict[str, int] = {}

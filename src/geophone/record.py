@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from geophone.data import Split
-from geophone.errors import GeophoneError, unknown
-from geophone.geometry.clouds import check_counts, projection
+from geophone.errors import GeophoneError, check_counts, unknown
+from geophone.geometry.clouds import projection
 from geophone.rng import stream
 from geophone.types import Batch, Model, device_of, passed
 from geophone.types import unwrapped as unwrapped

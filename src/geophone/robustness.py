@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from geophone import table
 from geophone.data import Split, as_split
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, check_counts
 from geophone.metrics import share_interval
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
@@ -231,7 +230,7 @@ def survival(
 
     >>> survival(model, "fashion_mnist_mini", "LinfAPGD(eps=8/255), LinfSquare(eps=8/255)").accuracy()
     """
-    _check_counts(restarts=restarts, passes=passes, batch_size=batch_size)
+    check_counts(restarts=restarts, passes=passes, batch_size=batch_size)
     chosen = _members(_named(attacks))
     if not chosen:
         raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
@@ -289,7 +288,7 @@ def eps_curve(
 
     >>> eps_curve(model, "fashion_mnist_mini", "LinfPGD(steps=20)").half()
     """
-    _check_counts(passes=passes, batch_size=batch_size)
+    check_counts(passes=passes, batch_size=batch_size)
     named = with_radius(attack)
     if len(named) != 1:
         raise GeophoneError(f"a curve is of one attack, and {attack!r} names {len(named)}: call eps_curve for each.")
@@ -394,12 +393,6 @@ def _measuring(model: Model, device: torch.device) -> Iterator[None]:
     refuse_frozen(model, "Robustness")
     with evaluating(model), full_precision(), deterministic(), seeded(0, device), torch.no_grad():
         yield
-
-
-def _check_counts(**counts: Any) -> None:
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, Integral) or count < 1):
-            raise GeophoneError(f"{name}={count}: give a whole number of at least 1.")
 
 
 def _named(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:

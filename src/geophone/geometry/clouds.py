@@ -1,7 +1,6 @@
 """Point clouds as this package takes them: what a manifold is, checked, and projected to fewer features."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -47,17 +46,6 @@ def as_clouds(manifolds: Sequence[Any], least: int = 2) -> list[Float[Tensor, "_
                 "mend what made them."
             )
     return clouds
-
-
-def check_counts(least: int = 1, **counts: Any) -> None:
-    """Raise an error for a number that is not whole or below the least; None is left out.
-
-    Raises:
-        GeophoneError: there is one.
-    """
-    for name, count in counts.items():
-        if count is not None and (count is True or not isinstance(count, Integral) or count < least):
-            raise GeophoneError(f"{name}={count!r}: give a whole number of at least {least}.")
 
 
 def _tensor(cloud: Any, i: int) -> Tensor:

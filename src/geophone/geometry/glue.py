@@ -11,9 +11,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geophone.errors import GeophoneError, unknown
+from geophone.errors import GeophoneError, check_counts, unknown
 from geophone.geometry.active_set import project_some
-from geophone.geometry.clouds import about_mean, as_clouds, check_counts, span
+from geophone.geometry.clouds import about_mean, as_clouds, span
 from geophone.geometry.dichotomies import labels
 from geophone.geometry.nnls import ACCEPTED, from_points, in_threads, refuse_unsolved
 from geophone.rng import stream

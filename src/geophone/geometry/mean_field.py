@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.errors import GeophoneError, unknown
-from geophone.geometry.clouds import as_clouds, check_counts, projected
+from geophone.errors import GeophoneError, check_counts, unknown
+from geophone.geometry.clouds import as_clouds, projected
 from geophone.geometry.low_rank import fit_directions, mean_cosine
 from geophone.geometry.nnls import Cones, project_all, refuse_unsolved
 from geophone.rng import stream
@@ -162,7 +162,9 @@ def manifold_geometry(
     middle = counts @ means / counts.sum() if published else means.mean(0)
     spread = [cloud - mean for cloud, mean in zip(clouds, means, strict=True)]
     sizes = torch.stack([points.norm() / len(points) ** 0.5 for points in spread])
-    _check_centers(means - middle, sizes, means, 0)
+    centers = means - middle
+    typical = centers.square().sum(1).mean().sqrt()
+    _check_centers(centers, sizes, means, 0)
     residuals: tuple[float, ...] = ()
     if basis is None:
         fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
@@ -170,11 +172,9 @@ def manifold_geometry(
     else:
         away = _orthonormal(basis, d).to(device)
     correlation = residuals[0] if residuals else mean_cosine((means - means.mean(0)).cpu().numpy())
-    centers = means - middle
     centers = centers - (centers @ away) @ away.T
     lengths = centers.norm(dim=1)
     _check_centers(centers, sizes, means, away.shape[1])
-    typical = (means - middle).square().sum(1).mean().sqrt()
     reduce = _by_qr if published else _by_rank
     shapes = [
         reduce(points, away, float(mean.norm() + typical)) / length
@@ -190,11 +190,11 @@ def manifold_geometry(
     refuse_unsolved(max(float(cone.residual.max()) for cone in cones))
     each = [_Manifold.of(*parts, kappa) for parts in zip(generators, ts, cones, strict=True)]
     inverse = torch.stack([one.inverse for one in each])
-    count = len(ts[0])
+    radii, dimensions = (torch.stack([getattr(one, name) for one in each]) for name in ("radius", "dimension"))
     return ManifoldGeometry(
         capacity=float(1 / inverse.mean()),
-        radius=_mean([one.radius for one in each]),
-        dimension=_mean([one.dimension for one in each]),
+        radius=float(radii.mean()),
+        dimension=float(dimensions.mean()),
         capacity_se=float(inverse.mean() ** -2 * torch.stack([one.inverse_se for one in each]).norm() / len(each)),
         radius_se=float(torch.stack([one.radius_se for one in each]).norm() / len(each)),
         dimension_se=float(torch.stack([one.dimension_se for one in each]).norm() / len(each)),
@@ -202,15 +202,15 @@ def manifold_geometry(
         k=away.shape[1],
         floor=2 * len(clouds) / sum(len(cloud) for cloud in clouds),
         capacities=(1 / inverse).cpu(),
-        radii=torch.stack([one.radius for one in each]).cpu(),
-        dimensions=torch.stack([one.dimension for one in each]).cpu(),
+        radii=radii.cpu(),
+        dimensions=dimensions.cpu(),
         kkt_residual=max(float(cone.residual.max()) for cone in cones),
         residual_correlations=residuals,
         features=d,
         ambient=ambient,
         points=tuple(len(cloud) for cloud in clouds),
         kappa=kappa,
-        n_t=count,
+        n_t=len(ts[0]),
         mode=mode,
         weights=tuple(one.weights.cpu() for one in each) if anchors else (),
     )
@@ -333,7 +333,3 @@ def _given(samples: Sequence[Any], generators: Sequence[Float[Tensor, "_ _"]]) -
         if not bool(t.isfinite().all()):
             raise GeophoneError(f"samples of manifold {i} have NaN or infinite values.")
     return [t.T.contiguous() for t in given]
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack(values).mean())

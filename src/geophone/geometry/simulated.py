@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from torch import Tensor
 
-from geophone.errors import GeophoneError
-from geophone.geometry.clouds import about_mean, as_clouds, check_counts, span
+from geophone.errors import GeophoneError, check_counts
+from geophone.geometry.clouds import about_mean, as_clouds, span
 from geophone.geometry.dichotomies import labels
 from geophone.geometry.nnls import in_threads
 from geophone.geometry.separability import separated

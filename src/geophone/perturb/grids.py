@@ -1,12 +1,13 @@
 """Perturbations by name, at their default levels."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from geophone.errors import unknown
 from geophone.registry import PERTURBATIONS, parse_call
-from geophone.types import Perturbation
+from geophone.types import Perturbation, family_name, fitted, level_of
 
 _BETWEEN_NAMES = r"\s*,\s*(?=[A-Za-z_]\w*\s*(?:[(,]|$))"  # a comma before `Name`, not before `field=`
 
@@ -25,6 +26,23 @@ def grid(spec: str, levels: bool = True) -> list[Perturbation]:
     """
     found = [one for part in re.split(_BETWEEN_NAMES, spec.strip()) for one in _expand(part, levels)]
     return list(dict.fromkeys(found))
+
+
+def shakes(perturbations: str | Sequence[Perturbation], shape: tuple[int, ...]) -> list[Perturbation]:
+    """Objects, or text as `grid` reads it, each once and with what it chooses by the images' shape written out."""
+    named = grid(perturbations) if isinstance(perturbations, str) else perturbations
+    return list(dict.fromkeys(fitted(one, shape) for one in named))
+
+
+def condition(perturbation: Perturbation | None) -> dict[str, Any]:
+    """What the table calls images under a perturbation, or clean ones: its columns family, perturbation and level."""
+    if perturbation is None:
+        return {"family": "clean", "perturbation": "clean", "level": 0.0}
+    return {
+        "family": perturbation.family,
+        "perturbation": family_name(perturbation),
+        "level": level_of(perturbation),
+    }
 
 
 def at_level(perturbation: Perturbation, level: int | float) -> Perturbation:

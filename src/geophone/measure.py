@@ -13,7 +13,7 @@ from geophone import table
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined, default_metrics
-from geophone.models.stochastic import is_stochastic
+from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition as columns_of
 from geophone.perturb.grids import shakes
@@ -111,6 +111,8 @@ def measure(
     chosen = [METRICS[name] for name in (default_metrics() if metrics is None else metrics)]
     split = as_split(data).near(model)
     conditions = [_Condition(columns_of(p), p) for p in (None, *shakes(perturbations, split.x.shape))]
+    if len(conditions) > 1:
+        refuse_frozen(model, "Robustness")
     wanted = [] if layers is None else layers_of(model, layers)
     project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
     depth: dict[str, int] = {}

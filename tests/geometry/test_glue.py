@@ -272,12 +272,15 @@ def test_weights_make_the_anchors():
     assert made.center_alignment == pytest.approx(float(alignment), rel=1e-9)
 
 
-def test_same_seed_same_answer_and_threads_change_nothing():
+def test_same_seed_same_answer_and_threads_change_nothing_but_rounding():
     manifolds = clouds(3, 6, 12)
     made = glue(manifolds, n_t=30, seed=1)
-    torch.set_num_threads(2)
     assert glue(manifolds, n_t=30, seed=1) == made
     assert glue(manifolds, n_t=30, seed=2).capacity != made.capacity
+    torch.set_num_threads(2)
+    threaded = glue(manifolds, n_t=30, seed=1)
+    for measure in MEASURES:  # some processors' matrix products add in another order: 18 points, condition below 1e3
+        assert getattr(threaded, measure) == pytest.approx(getattr(made, measure), rel=1e-12)
 
 
 DEGENERATE = {

@@ -66,7 +66,7 @@ def exemplar_manifolds(
     features: int = 1000,
     n_t: int = 300,
     kappa: float = 0.0,
-    n_reps: int = 3,
+    n_reps: int = 10,
     seed: int = 0,
     columns: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,

@@ -1,6 +1,6 @@
 """Directions that manifolds' centres share, found by how much the centres correlate without them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,15 +25,12 @@ LEAST = 1e-12
 REACH = 10.0
 """The longest step, in tangents of angles: beyond it directions change wholly, and their factorisation loses digits."""
 
-KEPT = 0.2
-"""Of every centre, the share of its length that a fit has to leave: radii are in units of what is left.
+KEPT = 0.3
+"""What a fit has to leave of every centre: this share of the centre's length, or of what all are left with on average.
 
-On layers of small networks with ten classes, the cheapest of all fits left 1 to 30 %, and a radius of 25 at the worst.
+Radii are in units of what is left. On layers of small networks with ten classes, the cheapest of all fits left 1 to
+30 % of a centre, and a radius of 25 at the worst.
 """
-
-NEARLY = 0.95
-"""Of that share, what has to be left: the penalty for less is finite, and lets a centre fall short by a per cent."""
-
 
 ROUND, ALIKE, AGREE = 10, 0.7, 1e-4
 """After every `ROUND` starts a fit is done if a share `ALIKE` of them all is within `AGREE` of the cheapest."""
@@ -69,12 +66,12 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
 
     For k = 1, 2, … the directions V (orthonormal) minimise half the sum of squared correlations of what is left,
 
-        ½ Σ_μν (x_μ·x_ν − c_μ·c_ν)² / (r_μ r_ν) + P Σ_μ max(0, 1 − r_μ / (0.2² |x_μ|²))²,
-        c = VVᵀx,  r_μ = |x_μ|² − |c_μ|²
+        ½ Σ_μν (x_μ·x_ν − c_μ·c_ν)² / (r_μ r_ν) + P Σ_μ max(0, 1 − r_μ / (0.2² min(|x_μ|², r̄)))²,
+        c = VVᵀx,  r_μ = |x_μ|² − |c_μ|²,  r̄ their mean
 
-    in the P − 1 dimensions that the centres span around their mean; the second sum is ours, and keeps a fifth of every
-    centre's length. The number of directions is the one with the least mean |cos| between what is left, among those
-    with which that much can be kept. Tried are at most 11 more than hold 95 % of the centres' variance, and no more
+    in the P − 1 dimensions that the centres span around their mean. The second sum is ours: no centre vanishes, since a
+    fifth is left of its length, or of the average length that is left of all. The number of directions is the one with
+    the least mean |cos| between what is left, among those that can leave so much. Tried are at most 11 more than hold 95 % of the centres' variance, and no more
     once k is above 4 and the mean |cos| has risen three times in a row. The cost is not convex: each k is fitted from
     several starts, by turns the directions of k − 1 with a random combination of the centres, and k such combinations,
     and the cheapest fit is kept. There are no more starts once 70 % of at least 10 end within 1e-4 of the cheapest.
@@ -110,60 +107,69 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
         return Directions(np.zeros((d, 0)), (first,))
     basis = axes[: min(p - 1, rank)]  # the centres' own dimensions
     rows = x @ basis.T
-    unit = np.ascontiguousarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-    residuals = [first]
-    found = [np.zeros((len(basis), 0))]
+    lengths = np.linalg.norm(rows, axis=1)
+    unit = np.ascontiguousarray(rows / lengths[:, None])
+    span = len(basis)
+
+    def starts(k: int, before: Array) -> Iterator[Array]:
+        draws = torch.randn(restarts, k, p, generator=stream(seed, "centre directions", k), dtype=torch.float64).numpy()
+        for i, draw in enumerate(draws):
+            near = published or i % 2 == 0
+            chosen = np.column_stack([draw[0] @ rows, before]) if near else (draw @ rows).T
+            yield np.ascontiguousarray(np.linalg.qr(chosen)[0])
+
+    found, residuals = [np.zeros((span, 0))], [first]
+    costs = [0.5 * float(np.square(unit @ unit.T).sum())]
     rises = 0
     for k in range(1, most + 1):
-        draws = torch.randn(restarts, k, p, generator=stream(seed, "centre directions", k), dtype=torch.float64).numpy()
-        combined = [(draw @ rows).T for draw in draws]
-        near = [np.column_stack([some[:, 0], found[-1]]) for some in combined]
-        starts = near if published else [one[i % 2] for i, one in enumerate(zip(near, combined, strict=True))]
-        v, least = _most_stable(unit, starts) if published else _cheapest(unit, starts)
-        found.append(v)
-        enough = published or least >= NEARLY * KEPT
-        residuals.append(mean_cosine(unit - (unit @ v) @ v.T) if enough else float("nan"))
-        rises = rises + 1 if residuals[-1] > residuals[-2] else 0
-        if k > 4 and rises >= 3:
+        if not published and 0.5 * p**2 / (span - k) >= min(costs):
             break
-    start = 1 if published else 0
-    chosen = start + int(np.nanargmin(residuals[start:]))
+        fits = _fits(unit, lengths, list(starts(k, found[-1])), published)
+        v, cost, _ = max(fits, key=lambda fit: fit[2]) if published else min(fits, key=lambda fit: fit[1])
+        found.append(v)
+        costs.append(cost)
+        residuals.append(mean_cosine(unit - (unit @ v) @ v.T))
+        rises = rises + 1 if residuals[-1] > residuals[-2] else 0
+        if published and k > 4 and rises >= 3:
+            break
+    chosen = 1 + int(np.argmin(residuals[1:])) if published else int(np.argmin(costs))
     return Directions(basis.T @ found[chosen], tuple(residuals))
 
 
-def _most_stable(x: Array, starts: Sequence[Array]) -> tuple[Array, float]:
-    """The published choice among fits of rows of length 1: the directions and the least length that they leave."""
-    v, _, least = max(_fits(x, starts, 0.0), key=lambda fit: fit[2])
-    return v, least
-
-
-def _cheapest(x: Array, starts: Sequence[Array]) -> tuple[Array, float]:
-    """Ours, which keeps centres from vanishing."""
+def _fits(x: Array, lengths: Array, starts: Sequence[Array], published: bool) -> list[tuple[Array, float, float]]:
+    """Fits to rows of length 1 from several starts: all, or until enough of them agree."""
+    squares, penalty = np.square(lengths / lengths.max()), 0.0 if published else float(len(x))
     fits: list[tuple[Array, float, float]] = []
     for some in range(0, len(starts), ROUND):
-        fits += _fits(x, starts[some : some + ROUND], float(len(x)))
+        fits += in_threads(lambda start: _descend(x, squares, start, penalty), starts[some : some + ROUND])
         costs = np.array([cost for _, cost, _ in fits])
-        if len(fits) >= ROUND and (costs <= (1 + AGREE) * costs.min()).mean() >= ALIKE:
+        if not published and len(fits) >= ROUND and (costs <= (1 + AGREE) * costs.min()).mean() >= ALIKE:
             break
-    v, _, least = min(fits, key=lambda fit: fit[1])
-    return v, least
-
-
-def _fits(x: Array, starts: Sequence[Array], penalty: float) -> list[tuple[Array, float, float]]:
-    return in_threads(lambda start: _descend(x, np.ascontiguousarray(np.linalg.qr(start)[0]), penalty), starts)
+    return fits
 
 
 @compiled
-def _cost(x, gram, v, penalty, gradient):  # type: ignore[no-untyped-def]
-    """The cost at V, its gradient into `gradient`, and the least residual length."""
+def _cost(x, squares, gram, v, penalty, gradient):  # type: ignore[no-untyped-def]
+    """The cost at V, its gradient into `gradient`, and what is left least of a centre.
+
+    Args:
+        x: Centres, each of length 1.
+        squares: Their squared lengths, in any unit.
+        gram: X Xᵀ.
+        v: Orthonormal columns.
+        penalty: P, or 0 without the second sum; what is left is then counted of the centre's own length.
+        gradient: Filled.
+    """
     p, k = x.shape[0], v.shape[1]
     c = x @ v
     cc = c @ c.T
     r = np.empty(p)
     inverse = np.empty(p)
+    mean = 0.0
     for i in range(p):
         r[i] = max(1.0 - cc[i, i], LEAST)
         inverse[i] = 1.0 / r[i]
+        mean += squares[i] * r[i] / p
     total = 0.0
     for i in range(p):
         own = 0.0
@@ -172,21 +178,27 @@ def _cost(x, gram, v, penalty, gradient):  # type: ignore[no-untyped-def]
             weight = a * inverse[j]
             own += a * weight
             cc[i, j] = weight * inverse[i]
-        own *= inverse[i]
-        total += 0.5 * own
-        own *= inverse[i]
-        short = 1.0 - r[i] / KEPT**2
-        if short > 0:
+        total += 0.5 * own * inverse[i]
+        cc[i, i] -= own * inverse[i] ** 2  # of c_i's slope, what comes from its own residual length
+    least, shared = 1.0, 0.0
+    for i in range(p):
+        whole = min(1.0, mean / squares[i]) if penalty > 0 else 1.0
+        least = min(least, r[i] / whole)
+        short = 1.0 - r[i] / (KEPT**2 * whole)
+        if penalty > 0 and short > 0:
             total += penalty * short * short
-            own += penalty * 2.0 * short / KEPT**2
-        cc[i, i] -= own  # of c_i's slope, what comes from its own residual length
-    slope = cc @ c
-    g = x.T @ slope
+            slope = 2.0 * penalty * short / (KEPT**2 * whole)
+            cc[i, i] -= slope
+            if whole < 1.0:
+                shared += slope * r[i] / mean / p
+    for i in range(p):
+        cc[i, i] += shared * squares[i]
+    g = x.T @ (cc @ c)
     g -= v @ (v.T @ g)
     for i in range(g.shape[0]):
         for j in range(k):
             gradient[i, j] = -2.0 * g[i, j]
-    return total, np.sqrt(r.min())
+    return total, np.sqrt(least)
 
 
 @compiled
@@ -214,17 +226,17 @@ def _stepped(v, g, step):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _descend(x, v, penalty):  # type: ignore[no-untyped-def]
+def _descend(x, squares, v, penalty):  # type: ignore[no-untyped-def]
     """Descent on orthonormal V with steps of Barzilai and Borwein and a line search that looks back ten costs.
 
     The cost depends on the span of V alone, so the gradient is that on the Grassmannian.
 
     Returns:
-        V, the cost there and the least residual length, of centres of length 1.
+        V, the cost there and what is left least of a centre, as `_cost` has it.
     """
     gram = x @ x.T
     g = np.empty_like(v)
-    cost, least = _cost(x, gram, v, penalty, g)
+    cost, least = _cost(x, squares, gram, v, penalty, g)
     best_v, best_cost, best_least = v.copy(), cost, least
     looked = cost
     recent = np.full(10, cost)
@@ -243,7 +255,7 @@ def _descend(x, v, penalty):  # type: ignore[no-untyped-def]
         after, q, now = np.inf, v, 0.0
         for _ in range(40):
             q = _stepped(v, g, step)
-            after, now = _cost(x, gram, q, penalty, next_g)
+            after, now = _cost(x, squares, gram, q, penalty, next_g)
             if after <= ceiling - 1e-4 * step * square:
                 break
             step *= 0.3

@@ -96,7 +96,7 @@ def manifold_geometry(
     mode: str = "default",
     kappa: float = 0.0,
     n_t: int = 300,
-    n_reps: int = 10,
+    n_reps: int | None = None,
     max_features: int | None = None,
     seed: int = 0,
     basis: Any = None,
@@ -120,14 +120,15 @@ def manifold_geometry(
 
     Args:
         manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds.
-        mode: "default": any P from 2; the mean of centres is taken off, the directions taken away can be none, of
-            several fits the cheapest that leaves a fifth of every centre counts, and D is the rank of the manifold's
-            points. "reference": as the public Python code does, with its definitions (specification §1): the mean of
+        mode: "default": any P from 2; the mean of centres is taken off, the directions taken away can be none and
+            leave a fifth of every centre, the cheapest fit counts, and D is the rank of the manifold's points.
+            "reference": as the public Python code does, with its definitions (specification §1): the mean of
             all points is taken off, one direction is taken away at least, the most stable fit counts, and
             D = min(d, m).
         kappa: The margin, at least 0.
         n_t: Samples of t for each manifold.
-        n_reps: Starts of each fit of shared directions (10 in the public code, 1 in its `analyze`).
+        n_reps: Starts of each fit of shared directions. None is 10 in reference mode, as in the public code (1 in its
+            `analyze`), and at most 60 in default mode, which stops once most of them agree.
         max_features: More features than these are projected to so many random directions; default all are read.
         seed: Keys the samples, the starts and the projection, each a stream of its own.
         basis: The shared directions, `[d, k]`, orthonormal, in place of a fit.
@@ -167,7 +168,8 @@ def manifold_geometry(
     _check_centers(centers, sizes, means, 0)
     residuals: tuple[float, ...] = ()
     if basis is None:
-        fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
+        restarts = n_reps or (10 if published else 60)
+        fit = fit_directions(means.cpu().numpy(), published=published, restarts=restarts, seed=seed)
         away, residuals = torch.from_numpy(fit.basis).to(device), fit.residuals
     else:
         away = _orthonormal(basis, d).to(device)
@@ -175,11 +177,15 @@ def manifold_geometry(
     centers = centers - (centers @ away) @ away.T
     lengths = centers.norm(dim=1)
     _check_centers(centers, sizes, means, away.shape[1])
-    reduce = _by_qr if published else _by_rank
-    shapes = [
-        reduce(points, away, float(mean.norm() + typical)) / length
-        for points, mean, length in zip(spread, means, lengths, strict=True)
-    ]
+    shapes = []
+    for points, mean, length in zip(spread, means, lengths, strict=True):
+        if published and samples is not None:
+            shape = _by_qr(points, away)
+        else:  # t that is drawn has the same law in every basis
+            shape = _by_rank(points, away, float(mean.norm() + typical))
+        if published:
+            shape = torch.nn.functional.pad(shape, (0, 0, 0, min(points.shape) - len(shape)))
+        shapes.append(shape / length)
     generators = [torch.cat([shape, shape.new_ones(1, shape.shape[1])]) for shape in shapes]
     if samples is None:
         ts = [_drawn(len(s), n_t, seed, i).to(device) for i, s in enumerate(generators)]
@@ -279,7 +285,7 @@ def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude
     return values.sqrt()[:, None] * vectors.T
 
 
-def _by_qr(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:
+def _by_qr(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"]) -> Float[Tensor, "r m"]:
     """Centred points without some directions, in min(d, m) dimensions: the R factor where there are fewer points."""
     m, d = points.shape
     left = _without(points, away).T

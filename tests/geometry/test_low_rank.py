@@ -17,13 +17,13 @@ def centres(p, d, rank, seed=0, strength=3.0):
     return own + strength * rng.normal(size=(p, rank)) @ shared.T, shared
 
 
-def cost(x, v, penalty=0.0):
+def cost(x, v, price=0.0):
     """As it is written: half the sum of squared correlations of what is left, and the price of leaving too little."""
     left = x - (x @ v) @ v.T
     unit = left / left.norm(dim=1, keepdim=True)
     r = left.square().sum(1)
     floor = 0.3**2 * torch.minimum(x.square().sum(1), r.mean())
-    return 0.5 * (unit @ unit.T).square().sum() + penalty * (1 - r / floor).clamp(min=0).square().sum()
+    return 0.5 * (unit @ unit.T).square().sum() + price * (1 - r / floor).clamp(min=0).square().sum()
 
 
 def unit_rows(p=8, d=7):
@@ -31,13 +31,13 @@ def unit_rows(p=8, d=7):
     return x / x.norm(dim=1, keepdim=True)
 
 
-def analytic(x, v, penalty=0.0):
+def analytic(x, v, price=0.0):
     """The kernel's cost and gradient."""
     gradient = np.empty(v.shape)
     squares = x.square().sum(1)
     unit = x / squares.sqrt()[:, None]
     given = (unit.numpy(), squares.numpy(), (unit @ unit.T).numpy(), np.ascontiguousarray(v.numpy()))
-    value, least = low_rank._cost(*given, penalty, gradient)
+    value, least = low_rank._cost(*given, price, gradient)
     return value, least, gradient
 
 
@@ -53,24 +53,24 @@ def scaled_rows():
 
 
 @pytest.mark.parametrize("near", [None, 0, 7])
-@pytest.mark.parametrize("penalty", [0.0, 8.0])
-def test_cost_and_slope_are_those_of_the_definition(penalty, near):
-    x = scaled_rows() if penalty else unit_rows()
+@pytest.mark.parametrize("price", [0.0, 8.0])
+def test_cost_and_slope_are_those_of_the_definition(price, near):
+    x = scaled_rows() if price else unit_rows()
     v = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64))[0]
     if near is not None:
         v = nearly_all(x, near)
     v.requires_grad_()
-    wanted = cost(x, v, penalty)
+    wanted = cost(x, v, price)
     (slope,) = torch.autograd.grad(wanted, v)
     v, wanted = v.detach(), wanted.detach()
     slope = slope - v @ (v.T @ slope)
-    value, least, gradient = analytic(x, v, penalty)
+    value, least, gradient = analytic(x, v, price)
     assert value == pytest.approx(float(wanted), rel=1e-12)
     np.testing.assert_allclose(gradient, slope.numpy(), atol=1e-12 * float(slope.abs().max().clamp(min=1)))
     left = (x - (x @ v) @ v.T).square().sum(1)
-    whole = torch.minimum(x.square().sum(1), left.mean()) if penalty else x.square().sum(1)
+    whole = torch.minimum(x.square().sum(1), left.mean()) if price else x.square().sum(1)
     assert abs(least - float((left / whole).min().sqrt())) < 1e-12
-    if penalty and near is not None:
+    if price and near is not None:
         assert float(wanted) > float(cost(x, v)) + 1  # the price is seen
 
 
@@ -162,7 +162,7 @@ def test_no_centre_vanishes_though_that_would_be_cheapest(seed, monkeypatch):
     # The price is finite, so a centre may fall short of 0.3 by a little.
     assert lengths_left(x, fit_directions(x).basis).min() > 0.29
     plain = low_rank._descend
-    monkeypatch.setattr(low_rank, "_descend", lambda x, squares, start, penalty: plain(x, squares, start, 0.0))
+    monkeypatch.setattr(low_rank, "_descend", lambda x, squares, start, price: plain(x, squares, start, 0.0))
     assert lengths_left(x, fit_directions(x).basis).min() < 0.25  # the mutant: without a price
 
 
@@ -181,7 +181,7 @@ def test_no_other_number_of_directions_is_cheaper(seed):
     lengths = np.linalg.norm(x, axis=1)
     unit = x / lengths[:, None]
     basis = fit_directions(x).basis
-    chosen = float(cost(*map(torch.from_numpy, (x, basis)), penalty=10.0))
+    chosen = float(cost(*map(torch.from_numpy, (x, basis)), price=10.0))
     rng = np.random.default_rng(seed)
     for k in range(1, 8):
         for _ in range(20):

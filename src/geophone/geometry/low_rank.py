@@ -42,7 +42,7 @@ class Directions(NamedTuple):
     Attributes:
         basis: The directions, `[d, k]`, orthonormal.
         residuals: Mean |cos| between the residual centres for each number of directions that was tried: entry 0 is
-            that of the centres themselves, and entry k of k directions, NaN where no fit leaves enough of each centre.
+            that of the centres themselves, and entry k of k directions.
     """
 
     basis: Array
@@ -64,23 +64,29 @@ def mean_cosine(x: Array) -> float:
 def fit_directions(centers: Array, *, published: bool = False, restarts: int = 60, seed: int = 0) -> Directions:
     """The k directions of centres `[P, d]`, without which these are correlated least.
 
-    For k = 1, 2, … the directions V (orthonormal) minimise half the sum of squared correlations of what is left,
+    For k = 0, 1, 2, … the directions V (orthonormal) minimise half the sum of squared correlations of what is left, and
+    a price on leaving too little,
 
-        ½ Σ_μν (x_μ·x_ν − c_μ·c_ν)² / (r_μ r_ν) + P Σ_μ max(0, 1 − r_μ / (0.2² min(|x_μ|², r̄)))²,
+        ½ Σ_μν (x_μ·x_ν − c_μ·c_ν)² / (r_μ r_ν) + P Σ_μ max(0, 1 − r_μ / (0.3² min(|x_μ|², r̄)))²,
         c = VVᵀx,  r_μ = |x_μ|² − |c_μ|²,  r̄ their mean
 
-    in the P − 1 dimensions that the centres span around their mean. The second sum is ours: no centre vanishes, since a
-    fifth is left of its length, or of the average length that is left of all. The number of directions is the one with
-    the least mean |cos| between what is left, among those that can leave so much. Tried are at most 11 more than hold 95 % of the centres' variance, and no more
-    once k is above 4 and the mean |cos| has risen three times in a row. The cost is not convex: each k is fitted from
-    several starts, by turns the directions of k − 1 with a random combination of the centres, and k such combinations,
-    and the cheapest fit is kept. There are no more starts once 70 % of at least 10 end within 1e-4 of the cheapest.
+    in the D dimensions, P − 1 at most, that the centres span around their mean; k is the cheapest. The price is ours:
+    no centre vanishes, since about 0.3 is left of its length, or of the average length that is left of all.
+
+    Without it the cost is at least P²/2(D − k), that of a tight frame (Welch's bound). Where that is more than the
+    cheapest so far, no larger k is tried; nor are more than 11 beyond what holds 95 % of the centres' variance. Nor
+    is a k with which V has as many free parameters, k(D − k), as a tight frame has conditions,
+    (D − k)(D − k + 1)/2 − 1: so many directions make one of any centres, in endless ways. About D/3 are left.
+
+    The cost is not convex. Each k is fitted from several starts, by turns the directions of k − 1 with a random
+    combination of the centres, and k such combinations, until 70 % of at least 10 end within 1e-4 of the cheapest.
 
     Args:
         centers: One row for each manifold.
-        published: As the published code has it: k = 0 is not considered, nothing keeps centres from vanishing, all
-            starts are of the first kind and all are made, and the fit that is kept is the most stable one, with the
-            largest min_μ r_μ / |x_μ|², whatever its cost.
+        published: As the published code has it: there is no price, all starts are of the first kind and all are made,
+            and the fit that is kept is the most stable one, with the largest min_μ r_μ / |x_μ|², whatever its cost; k
+            is not 0, but that with the least mean |cos| between what is left, of those until, above 4, it has risen
+            three times in a row.
         restarts: Starts for each k, at most.
         seed: Keys the starts.
 
@@ -122,7 +128,8 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
     costs = [0.5 * float(np.square(unit @ unit.T).sum())]
     rises = 0
     for k in range(1, most + 1):
-        if not published and 0.5 * p**2 / (span - k) >= min(costs):
+        left = span - k
+        if not published and (p**2 / (2 * left) >= min(costs) or k * left >= left * (left + 1) / 2 - 1):
             break
         fits = _fits(unit, lengths, list(starts(k, found[-1])), published)
         v, cost, _ = max(fits, key=lambda fit: fit[2]) if published else min(fits, key=lambda fit: fit[1])
@@ -138,10 +145,10 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
 
 def _fits(x: Array, lengths: Array, starts: Sequence[Array], published: bool) -> list[tuple[Array, float, float]]:
     """Fits to rows of length 1 from several starts: all, or until enough of them agree."""
-    squares, penalty = np.square(lengths / lengths.max()), 0.0 if published else float(len(x))
+    squares, price = np.square(lengths / lengths.max()), 0.0 if published else float(len(x))
     fits: list[tuple[Array, float, float]] = []
     for some in range(0, len(starts), ROUND):
-        fits += in_threads(lambda start: _descend(x, squares, start, penalty), starts[some : some + ROUND])
+        fits += in_threads(lambda start: _descend(x, squares, start, price), starts[some : some + ROUND])
         costs = np.array([cost for _, cost, _ in fits])
         if not published and len(fits) >= ROUND and (costs <= (1 + AGREE) * costs.min()).mean() >= ALIKE:
             break
@@ -149,7 +156,7 @@ def _fits(x: Array, lengths: Array, starts: Sequence[Array], published: bool) ->
 
 
 @compiled
-def _cost(x, squares, gram, v, penalty, gradient):  # type: ignore[no-untyped-def]
+def _cost(x, squares, gram, v, price, gradient):  # type: ignore[no-untyped-def]
     """The cost at V, its gradient into `gradient`, and what is left least of a centre.
 
     Args:
@@ -157,7 +164,7 @@ def _cost(x, squares, gram, v, penalty, gradient):  # type: ignore[no-untyped-de
         squares: Their squared lengths, in any unit.
         gram: X Xᵀ.
         v: Orthonormal columns.
-        penalty: P, or 0 without the second sum; what is left is then counted of the centre's own length.
+        price: P, or 0 for none; what is left is then counted of the centre's own length.
         gradient: Filled.
     """
     p, k = x.shape[0], v.shape[1]
@@ -182,12 +189,12 @@ def _cost(x, squares, gram, v, penalty, gradient):  # type: ignore[no-untyped-de
         cc[i, i] -= own * inverse[i] ** 2  # of c_i's slope, what comes from its own residual length
     least, shared = 1.0, 0.0
     for i in range(p):
-        whole = min(1.0, mean / squares[i]) if penalty > 0 else 1.0
+        whole = min(1.0, mean / squares[i]) if price > 0 else 1.0
         least = min(least, r[i] / whole)
         short = 1.0 - r[i] / (KEPT**2 * whole)
-        if penalty > 0 and short > 0:
-            total += penalty * short * short
-            slope = 2.0 * penalty * short / (KEPT**2 * whole)
+        if price > 0 and short > 0:
+            total += price * short * short
+            slope = 2.0 * price * short / (KEPT**2 * whole)
             cc[i, i] -= slope
             if whole < 1.0:
                 shared += slope * r[i] / mean / p
@@ -226,7 +233,7 @@ def _stepped(v, g, step):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _descend(x, squares, v, penalty):  # type: ignore[no-untyped-def]
+def _descend(x, squares, v, price):  # type: ignore[no-untyped-def]
     """Descent on orthonormal V with steps of Barzilai and Borwein and a line search that looks back ten costs.
 
     The cost depends on the span of V alone, so the gradient is that on the Grassmannian.
@@ -236,7 +243,7 @@ def _descend(x, squares, v, penalty):  # type: ignore[no-untyped-def]
     """
     gram = x @ x.T
     g = np.empty_like(v)
-    cost, least = _cost(x, squares, gram, v, penalty, g)
+    cost, least = _cost(x, squares, gram, v, price, g)
     best_v, best_cost, best_least = v.copy(), cost, least
     looked = cost
     recent = np.full(10, cost)
@@ -255,7 +262,7 @@ def _descend(x, squares, v, penalty):  # type: ignore[no-untyped-def]
         after, q, now = np.inf, v, 0.0
         for _ in range(40):
             q = _stepped(v, g, step)
-            after, now = _cost(x, squares, gram, q, penalty, next_g)
+            after, now = _cost(x, squares, gram, q, price, next_g)
             if after <= ceiling - 1e-4 * step * square:
                 break
             step *= 0.3

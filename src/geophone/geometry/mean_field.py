@@ -120,11 +120,10 @@ def manifold_geometry(
 
     Args:
         manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds.
-        mode: "default": any P from 2; the mean of centres is taken off, the directions taken away can be none and
-            leave a fifth of every centre, the cheapest fit counts, and D is the rank of the manifold's points.
-            "reference": as the public Python code does, with its definitions (specification §1): the mean of
-            all points is taken off, one direction is taken away at least, the most stable fit counts, and
-            D = min(d, m).
+        mode: "default": any P from 2; the mean of centres is taken off, as many directions are taken away as is
+            cheapest, which can be none, no centre vanishes by it, and D is the rank of the manifold's points.
+            "reference": as the public Python code does, with its definitions (specification §1): the mean of all points
+            is taken off, one direction is taken away at least, the most stable fit counts, and D = min(d, m).
         kappa: The margin, at least 0.
         n_t: Samples of t for each manifold.
         n_reps: Starts of each fit of shared directions. None is 10 in reference mode, as in the public code (1 in its

@@ -19,10 +19,19 @@ from geophone.errors import GeophoneError
 from geophone.geometry import manifold_geometry
 from geophone.geometry.separability import separabilities
 from geophone.metrics.outcomes import Z
-from geophone.models.stochastic import is_stochastic, refuse_frozen
-from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
+from geophone.models.stochastic import refuse_frozen
+from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition, shakes
-from geophone.record import RandomProjection, check_labels, check_ran, layers_of, logits_of, tap, unwrapped
+from geophone.record import (
+    RandomProjection,
+    answers_at_random,
+    check_labels,
+    check_ran,
+    layers_of,
+    logits_of,
+    tap,
+    unwrapped,
+)
 from geophone.rng import draws, key
 from geophone.types import (
     Batch,
@@ -136,6 +145,7 @@ def exemplar_manifolds(
     net = unwrapped(model)
     if shaken:
         refuse_frozen(net, "Robustness")
+    noisy = any(map(is_attack, shaken)) and answers_at_random(net, chosen)
     wanted = [] if layers is None else layers_of(net, layers)
     project = RandomProjection(features, seed)
     steps, done = exemplars * (1 + len(shaken)), 0
@@ -145,7 +155,7 @@ def exemplar_manifolds(
         for shake in (None, *shaken):
             gathered: dict[str, list[Tensor]] = {}
             for batch in chosen.batches(1):
-                responses = _copies(net, batch, shake, copies, layers, project, seed)
+                responses = _copies(net, batch, shake, noisy, copies, layers, project, seed)
                 check_ran(wanted, responses)
                 for layer, response in responses.items():
                     gathered.setdefault(layer, []).append(response)
@@ -154,7 +164,7 @@ def exemplar_manifolds(
                     progress(done, steps)
             clouds = {layer: torch.stack(parts) for layer, parts in gathered.items()}
             rows += _condition(shake, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
-            if shake is not None and is_attack(shake) and is_stochastic(net):
+            if shake is not None and is_attack(shake) and noisy:
                 rows.append({**condition(shake), **eot_row(draws_of(shake, True)), "n": exemplars})
             clean = clouds if clean is None else clean
     return table.frame({**(columns or {}), **row} for row in rows)
@@ -164,6 +174,7 @@ def _copies(
     net: Model,
     image: Batch,
     shake: Perturbation | None,
+    noisy: bool,
     copies: int,
     layers: Sequence[str] | None,
     project: RandomProjection,
@@ -177,7 +188,7 @@ def _copies(
     name = "clean" if shake is None else family_name(shake)
     if shake is not None:
         # Keyed without the level, as everywhere: a copy gets the same noise, only more of it.
-        x = shake(x, y, net, draws(seed, "exemplars", name, index=index))
+        x = averaging(shake, noisy)(x, y, net, draws(seed, "exemplars", name, index=index))
     reseed(key(seed, "exemplars", "network", name, which), x.device)
     with tap(net, layers, project) as seen:
         check_labels(y, logits_of(net, x))

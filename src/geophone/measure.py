@@ -13,14 +13,14 @@ from geophone import table
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined, default_metrics
-from geophone.models.stochastic import is_stochastic, refuse_frozen
+from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition as columns_of
 from geophone.perturb.grids import shakes
 from geophone.record import (
     RandomProjection,
     Reduce,
-    asked_twice,
+    answers_at_random,
     check_labels,
     check_ran,
     layers_of,
@@ -150,8 +150,7 @@ def measure(
 def _average(conditions: Sequence[_Condition], model: Model, split: Split) -> bool:
     """Whether a network under attack is stochastic; if so, the attacks average over its noise, under their names."""
     attacks = [(condition, attack) for condition in conditions if (attack := condition.attack) is not None]
-    with seeded(0, split.x.device):  # what is asked here moves no other draw
-        noisy = bool(attacks) and (is_stochastic(model) or asked_twice(unwrapped(model), split)[1])
+    noisy = bool(attacks) and answers_at_random(model, split)
     for condition, attack in attacks:
         condition.perturbation = averaging(attack, noisy)
     return noisy

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from geophone.data import Split
 from geophone.errors import GeophoneError, check_counts, unknown
 from geophone.geometry.clouds import projection
+from geophone.models.stochastic import is_stochastic
 from geophone.rng import stream
-from geophone.types import Batch, Model, device_of, passed
+from geophone.types import Batch, Model, device_of, evaluating, passed, seeded
 from geophone.types import unwrapped as unwrapped
 
 Reduce = Callable[[Tensor], Tensor]
@@ -286,6 +287,13 @@ def asked_twice(model: Model, split: Split) -> tuple[Float[Tensor, "n k"], bool]
     some = next(split.rows(torch.arange(min(ASKED_TWICE, len(split)))).batches(ASKED_TWICE))
     first, second = logits_of(model, some.x), logits_of(model, some.x)
     return first, not torch.equal(first, second)
+
+
+def answers_at_random(model: Model, split: Split) -> bool:
+    """Whether a network has noise: its modules say so, or it answers twice in different ways. Moves no other draw."""
+    net = unwrapped(model)
+    with evaluating(net), seeded(0, split.x.device), torch.no_grad():
+        return is_stochastic(net) or asked_twice(net, split)[1]
 
 
 def check_labels(y: Int[Tensor, " n"], logits: Float[Tensor, "m k"]) -> None:

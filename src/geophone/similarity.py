@@ -24,7 +24,8 @@ from geophone.grams import Side, Sums, gathered
 from geophone.metrics import Undefined, maps
 from geophone.metrics.alike import ENDS, alike
 from geophone.perturb import grid
-from geophone.record import Reduce, unwrapped
+from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
+from geophone.record import Reduce, answers_at_random, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.stats import CrossMoments, PairSample
@@ -102,7 +103,7 @@ class Similarity:
     @property
     def scalars(self) -> dict[str, float | None]:
         """What the first measure's map shows, in numbers: see `geophone.metrics.maps`."""
-        whole = self.table.filter(pl.col("layer").is_null())
+        whole = self.table.filter(pl.col("layer").is_null() & (pl.col("metric") != tables.EOT))
         return dict(whole.select("metric", "value").unique("metric", keep="first", maintain_order=True).iter_rows())
 
 
@@ -150,7 +151,7 @@ def similarity(
         others: Of the second; default `layers`.
         perturbation: What the second network sees in place of the clean images, as an object or as code with its level.
             An attack is against the second. A network that draws noise of its own draws other noise for either side,
-            and attacks on it whose `draws` are left open average over 10 draws; no row says so.
+            and attacks on it whose `draws` are left open average over 10 draws: a row `eot_draws` says over how many.
         reduce: From a response `[n, ...]` to `[n, d]`. The default makes every position of every channel a unit.
         batch_size: Images per batch, at least 4.
         weights: "pairs": a batch of n counts n(n − 3), the number of sums in it; "equal": 1.
@@ -189,12 +190,14 @@ def similarity(
         shaken = None if perturbation is None else fitted(_perturbation(perturbation), split.x.shape)
         keep = 0 if set(taken) <= set(BY_BATCH) else len(split) if points is None else min(points, len(split))
         rank = draws("sample", index=split.index).bits("rank")
+        attacked = unwrapped(first if second is None else second)
+        noisy = shaken is not None and is_attack(shaken) and answers_at_random(attacked, split)
         sums = gathered(
             unwrapped(first),
-            None if second is None and shaken is None else unwrapped(first if second is None else second),
+            None if second is None and shaken is None else attacked,
             split,
             layers=(layers, layers if others is None else others),
-            perturbation=shaken,
+            perturbation=None if shaken is None else averaging(shaken, noisy),
             reduce=reduce,
             batch_size=batch_size,
             pairs=bool(set(taken) & set(BY_BATCH)),
@@ -207,7 +210,7 @@ def similarity(
     else:
         if perturbation is not None or data is not None:
             raise GeophoneError("responses are compared as they are: leave out data and perturbation.")
-        shaken = None
+        shaken, noisy = None, False
         ours = _stored(first)
         theirs = ours if second is None else _stored(second)
         ours, theirs = _alike_stored(ours, theirs)
@@ -230,6 +233,8 @@ def similarity(
         else:
             made += _pair_rows(ours, theirs, measure, shuffles, halves, seed)
     made += _scalar_rows(sums, made, taken[0]) + _same_layer_rows(sums, made, taken[0]) + _layer_rows(sums.a)
+    if noisy:
+        made.append({**eot_row(draws_of(shaken, True)), "n": len(split)})
     table = tables.frame({**common, **row} for row in made)
     return Similarity(table, sums.a.names, sums.b.names, taken[0])
 

@@ -30,12 +30,13 @@ from geophone.report.page import _attack_words
 from geophone.report.words import eot_words
 from geophone.rng import draws, stream
 from geophone.robustness import eps_curve, survival
+from geophone.similarity import similarity
 from geophone.study import Job, run_job
 from geophone.table import frame, read
 from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised, robust_accuracy
 from geophone.types import describe, family_name, seeded
 
-measuring = import_module("geophone.measure")
+recording = import_module("geophone.record")
 X = torch.rand(12, 1, 16, 16, generator=stream("stochastic"))
 CPU = torch.device("cpu")
 LAYERS = ("normalise", "conv2", "norm3", "relu1", "relu6", "head")
@@ -511,9 +512,30 @@ def test_measure_averages_over_the_noise_of_any_network():
 
 def test_measuring_without_asking_twice(monkeypatch):
     """The mutant: only what the network says of itself."""
-    monkeypatch.setattr(measuring, "asked_twice", lambda *_: (None, False))
+    monkeypatch.setattr(recording, "asked_twice", lambda *_: (None, False))
     with pytest.raises(AssertionError):
         measure_averages(measure)
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asked twice", "the mutant: not"])
+def test_exemplars_and_similarity_average_over_the_noise_of_any_network(asks, monkeypatch):
+    """One step: ten passes for the gradient of each image or batch that is attacked; a row says so."""
+    if not asks:
+        monkeypatch.setattr(recording, "asked_twice", lambda *_: (None, False))
+    shake = FGSM(eps=0.1)
+    for of, attacked in (
+        (lambda net: exemplar_manifolds(net, DATA.test, [shake], ["model.head"], exemplars=2, copies=3), 2),
+        (lambda net: similarity(net, data=DATA.test.take(8), perturbation=shake, layers=["model.head"]).table, 1),
+    ):
+        model = Undeclared()
+        model.register_forward_hook(lambda *_: None)
+        rows = of(model)
+        assert len(model.responses) == attacked * (10 if asks else 1)
+        said = rows.filter(metric="eot_draws").select("family", "value", "level").rows()
+        assert len(said) == asks
+        if asks:
+            assert said[0][1:] == (10.0, 0.1)
+    assert "eot_draws" not in similarity(plain(), data=DATA.test.take(8), perturbation=shake).table["metric"].to_list()
 
 
 def test_asking_twice_moves_no_draw():

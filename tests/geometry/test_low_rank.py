@@ -191,6 +191,28 @@ def test_no_other_number_of_directions_is_cheaper(seed):
             assert chosen <= other * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(("p", "most"), [(4, 0), (7, 2), (10, 3), (16, 5)])
+def test_so_many_directions_as_make_a_tight_frame_of_any_centres_are_not_taken(p, most):
+    """Of any centres: with one more the cost is Welch's bound, and with as many it is above."""
+    for seed in range(3):
+        x = np.random.default_rng([p, seed]).normal(size=(p, p - 1)) * np.linspace(3, 1, p - 1)
+        x -= x.mean(0)
+        unit = np.ascontiguousarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+        rng = np.random.default_rng(seed)
+        found = {}
+        for k in (most, most + 1):
+            starts = [np.ascontiguousarray(np.linalg.qr(rng.normal(size=(p - 1, k)))[0]) for _ in range(20)]
+            ends = (
+                [low_rank._descend(unit, np.ones(p), start, 0.0)[1] for start in starts]
+                if k
+                else [0.5 * np.square(unit @ unit.T).sum()]
+            )
+            found[k] = min(ends) / (p**2 / 2 / (p - 1 - k)) - 1
+        assert found[most + 1] < 1e-9  # the gain at which fits end
+        assert found[most] > 1e-6
+        assert fit_directions(x).k <= most
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rounding_and_another_seed_find_the_same_directions(seed):
     """Cosine of the largest angle between two fits: what a fit that ends at gains of 1e-9 leaves is 1 - 1e-6 or so."""

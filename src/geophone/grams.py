@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geophone.data import Split
 from geophone.errors import GeophoneError
+from geophone.perturb.attacks.base import averaging
 from geophone.record import Reduce, check_ran, layers_of, logits_of, tap, unwrapped
 from geophone.rng import draws, key, stream
 from geophone.stats.hsic import LEAST, NOUGHT, centred_gram, norms, own_products, products, u_centred
@@ -89,6 +90,7 @@ def gathered(
     *,
     layers: tuple[Sequence[str] | None, Sequence[str] | None],
     perturbation: Perturbation | None,
+    noisy: bool,
     reduce: Reduce,
     batch_size: int,
     pairs: bool,
@@ -105,6 +107,7 @@ def gathered(
         split: The images, on the networks' device.
         layers: Those of either network, as `layers_of` takes them.
         perturbation: What the second network sees its images under.
+        noisy: Whether an attack is to average over the second network's noise.
         reduce: From a response `[n, ...]` to `[n, d]`.
         batch_size: Images per batch; a last batch shorter than half is merged with the one before.
         pairs: Whether inner products are taken; else rows are kept only.
@@ -140,7 +143,7 @@ def gathered(
                 x = batch.x
                 if perturbation is not None:
                     rng = draws(seed, family_name(perturbation), index=batch.index)
-                    x = perturbation(batch.x, batch.y, second, rng)
+                    x = averaging(perturbation, noisy)(batch.x, batch.y, second, rng)
                 theirs = _answers(second, x, layers[1], wanted[1], reduce, sums.b, kept, pairs)
             if pairs:
                 _summed(sums, ours, theirs, batch, images, stream(seed, "shuffled rows", done))

@@ -100,7 +100,7 @@ def exemplar_manifolds(
     `pixels`, at depth −1, and those recorded. Copies that are all alike in a layer are a point: its rows are null, with
     the reason, but for the centres and the separability. Each image goes through the network with its own copies only,
     so no result depends on the order of the images; a network's noise is that of the global generators, set anew for
-    each image and condition, other for clean and for shaken copies. Against a network that says that it has noise,
+    each image and condition, other for clean and for shaken copies. Against a network with noise,
     attacks whose `draws` are left open average over 10 draws of it, so that copies are moved in directions of that
     mean, not of one pass; rows `eot_draws` say so.
 

@@ -19,7 +19,7 @@ from geophone.errors import GeophoneError, check_counts, unknown
 from geophone.geometry.clouds import projection
 from geophone.models.stochastic import is_stochastic
 from geophone.rng import stream
-from geophone.types import Batch, Model, device_of, evaluating, passed, seeded
+from geophone.types import Batch, Model, deterministic, device_of, evaluating, full_precision, passed, seeded
 from geophone.types import unwrapped as unwrapped
 
 Reduce = Callable[[Tensor], Tensor]
@@ -292,7 +292,7 @@ def asked_twice(model: Model, split: Split) -> tuple[Float[Tensor, "n k"], bool]
 def answers_at_random(model: Model, split: Split) -> bool:
     """Whether a network has noise: its modules say so, or it answers twice in different ways. Moves no other draw."""
     net = unwrapped(model)
-    with evaluating(net), seeded(0, split.x.device), torch.no_grad():
+    with evaluating(net), full_precision(), deterministic(), seeded(0, split.x.device), torch.no_grad():
         return is_stochastic(net) or asked_twice(net, split)[1]
 
 

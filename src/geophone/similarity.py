@@ -24,7 +24,7 @@ from geophone.grams import Side, Sums, gathered
 from geophone.metrics import Undefined, maps
 from geophone.metrics.alike import ENDS, alike
 from geophone.perturb import grid
-from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
+from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
 from geophone.record import Reduce, answers_at_random, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
@@ -197,7 +197,8 @@ def similarity(
             None if second is None and shaken is None else attacked,
             split,
             layers=(layers, layers if others is None else others),
-            perturbation=None if shaken is None else averaging(shaken, noisy),
+            perturbation=shaken,
+            noisy=noisy,
             reduce=reduce,
             batch_size=batch_size,
             pairs=bool(set(taken) & set(BY_BATCH)),

@@ -134,7 +134,12 @@ def test_the_published_choice_is_the_most_stable_start_and_ours_the_cheapest(mon
 
 def test_there_are_more_starts_until_most_agree(monkeypatch):
     x = np.random.default_rng(0).normal(size=(6, 5))
-    for costs, starts in (([1.0] * 70, 10), ([1.0, 2.0, 2.0] * 30, 30), ([1.0, 2.0] * 20 + [1.0] * 30, 60)):
+    for costs, starts in (
+        ([2.0] * 3 + [1.0] * 67, 10),
+        ([2.0] * 5 + [1.0] * 65, 20),
+        ([1.0, 2.0, 2.0] * 30, 30),
+        ([1.0, 2.0] * 20 + [1.0] * 30, 60),
+    ):
         given, seen = iter(costs), []
         monkeypatch.setattr(
             low_rank, "_descend", lambda *_, given=given, seen=seen: seen.append(1) or (np.eye(5, 1), next(given), 1.0)
@@ -187,13 +192,12 @@ def test_no_other_number_of_directions_is_cheaper(seed):
         for _ in range(20):
             start = np.ascontiguousarray(np.linalg.qr(rng.normal(size=(9, k)))[0])
             _, other, _ = low_rank._descend(unit, np.square(lengths), start, 10.0)
-            assert other >= 50 / (9 - k) * (1 - 1e-9)
             assert chosen <= other * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("p", "most"), [(4, 0), (7, 2), (10, 3), (16, 5)])
-def test_so_many_directions_as_make_a_tight_frame_of_any_centres_are_not_taken(p, most):
-    """Of any centres: with one more the cost is Welch's bound, and with as many it is above."""
+def test_so_many_directions_as_make_tight_frames_of_most_centres_are_not_taken(p, most):
+    """Of random ones: with one more the cost is Welch's bound, and with as many it is above."""
     for seed in range(3):
         x = np.random.default_rng([p, seed]).normal(size=(p, p - 1)) * np.linspace(3, 1, p - 1)
         x -= x.mean(0)

@@ -11,6 +11,7 @@ import torch
 import geophone
 from geophone.errors import GeophoneError
 from geophone.geometry import ball_capacity, manifold_geometry, point_capacity
+from geophone.geometry.mean_field import MODES
 from geophone.rng import stream
 
 SIGMAS = 4.5
@@ -122,6 +123,11 @@ def with_a_centre_at_the_mean():
     bump = torch.tensor([[0.0, 0.0, 0.25], [0.0, 0.0, -0.25]], dtype=torch.float64)
     centers = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 0]], dtype=torch.float64)
     return [bump + center for center in centers]
+
+
+def uneven(clouds):
+    """The first one's points three times."""
+    return [clouds[0].repeat(3, 1), *clouds[1:]]
 
 
 # Laws, as functions of what is to obey them.
@@ -354,6 +360,8 @@ def test_one_seed_one_result_and_the_floor_beside_the_capacity():
         ({"manifolds": [[[1.0, 2.0], [3.0]], [[1.0, 2.0], [3.0, 4.0]]]}, "manifold 0"),
         ({"manifolds": [torch.full((5, 3), 0.1, dtype=torch.float64)] * 4}, "nothing is left of its centre"),
         ({"manifolds": with_a_centre_at_the_mean()}, "manifold 4: nothing is left of its centre"),
+        # The mean of all points is another where sizes differ, but directions are fitted about that of the centres.
+        ({"manifolds": uneven(with_a_centre_at_the_mean()), "mode": "reference"}, "manifold 4: nothing is left"),
         ({"basis": torch.eye(40, 2).T}, "orthonormal columns"),
         ({"basis": 3 * torch.eye(40, 2)}, "orthonormal columns"),
         ({"samples": [torch.ones(3, 5)] * 5}, "samples of 5 manifolds"),
@@ -367,6 +375,21 @@ def test_bad_input_is_told_apart(change, message):
     arguments = {"manifolds": cloudy(), **change}
     with pytest.raises(GeophoneError, match=message):
         manifold_geometry(arguments.pop("manifolds"), **arguments)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_points_than_features_are_as_in_more_features(mode):
+    """By the features' Gram matrix, or by the points'."""
+    clouds = [torch.randn(30, 5, generator=stream("low", i), dtype=torch.float64) + 3 * i**0.5 for i in range(6)]
+    clouds = [
+        cloud + torch.randn(5, generator=stream("centre", i), dtype=torch.float64) for i, cloud in enumerate(clouds)
+    ]
+    wide = [torch.nn.functional.pad(cloud, (0, 40)) for cloud in clouds]
+    few, many = (manifold_geometry(x, mode=mode, n_t=50, seed=1) for x in (clouds, wide))
+    if mode == "default":
+        close(few, many)
+    else:  # D = min(d, m), so t has more coordinates: the law is the same, but for D
+        assert few.capacity == pytest.approx(many.capacity, abs=5 * math.hypot(few.capacity_se, many.capacity_se))
 
 
 def test_a_centre_that_is_next_to_nothing_beside_its_manifold_is_refused():

@@ -98,7 +98,7 @@ def responses(shake, seed=0):
     project = manifolds.RandomProjection(50, 0)
     batch = next(images().batches(1))
     with torch.no_grad():
-        return manifolds._copies(network(0.5).eval(), batch, shake, 8, LAYERS, project, seed)["relu1"]
+        return manifolds._copies(network(0.5).eval(), batch, shake, False, 8, LAYERS, project, seed)["relu1"]
 
 
 def does_not_depend_on_what_went_before(shake):

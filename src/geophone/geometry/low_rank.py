@@ -1,6 +1,7 @@
 """Directions that manifolds' centres share, found by how much the centres correlate without them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -73,10 +74,12 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
     in the D dimensions, P − 1 at most, that the centres span around their mean; k is the cheapest. The price is ours:
     no centre vanishes, since about 0.3 is left of its length, or of the average length that is left of all.
 
-    Without it the cost is at least P²/2(D − k), that of a tight frame (Welch's bound). Where that is more than the
-    cheapest so far, no larger k is tried; nor are more than 11 beyond what holds 95 % of the centres' variance. Nor
-    is a k with which V has as many free parameters, k(D − k), as a tight frame has conditions,
-    (D − k)(D − k + 1)/2 − 1: so many directions make one of any centres, in endless ways. About D/3 are left.
+    Without it the cost is at least P²/2(D − k), that of a tight frame (Welch's bound). Larger k are not tried where
+    that is no less than the cheapest so far; once k is above 4 and the cost has risen three times in a row; beyond 10
+    more than the components that hold less than 95 % of the centres' variance; and where V has as many free
+    parameters, k(D − k), as a tight frame has conditions, (D − k)(D − k + 1)/2 − 1: with so many directions nearly
+    tight frames can be made of most centres, in many ways. That leaves k up to about D/3, and none for four centres or
+    fewer.
 
     The cost is not convex. Each k is fitted from several starts, by turns the directions of k − 1 with a random
     combination of the centres, and k such combinations, until 70 % of at least 10 end within 1e-4 of the cheapest.
@@ -131,24 +134,25 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
         left = span - k
         if not published and (p**2 / (2 * left) >= min(costs) or k * left >= left * (left + 1) / 2 - 1):
             break
-        fits = _fits(unit, lengths, list(starts(k, found[-1])), published)
+        fits = _fits(unit, lengths, starts(k, found[-1]), published)
         v, cost, _ = max(fits, key=lambda fit: fit[2]) if published else min(fits, key=lambda fit: fit[1])
         found.append(v)
         costs.append(cost)
         residuals.append(mean_cosine(unit - (unit @ v) @ v.T))
-        rises = rises + 1 if residuals[-1] > residuals[-2] else 0
-        if published and k > 4 and rises >= 3:
+        judged = residuals if published else costs
+        rises = rises + 1 if judged[-1] > judged[-2] else 0
+        if k > 4 and rises >= 3:
             break
     chosen = 1 + int(np.argmin(residuals[1:])) if published else int(np.argmin(costs))
     return Directions(basis.T @ found[chosen], tuple(residuals))
 
 
-def _fits(x: Array, lengths: Array, starts: Sequence[Array], published: bool) -> list[tuple[Array, float, float]]:
+def _fits(x: Array, lengths: Array, starts: Iterator[Array], published: bool) -> list[tuple[Array, float, float]]:
     """Fits to rows of length 1 from several starts: all, or until enough of them agree."""
     squares, price = np.square(lengths / lengths.max()), 0.0 if published else float(len(x))
     fits: list[tuple[Array, float, float]] = []
-    for some in range(0, len(starts), ROUND):
-        fits += in_threads(lambda start: _descend(x, squares, start, price), starts[some : some + ROUND])
+    while some := list(islice(starts, ROUND)):
+        fits += in_threads(lambda start: _descend(x, squares, start, price), some)
         costs = np.array([cost for _, cost, _ in fits])
         if not published and len(fits) >= ROUND and (costs <= (1 + AGREE) * costs.min()).mean() >= ALIKE:
             break

@@ -123,7 +123,8 @@ def manifold_geometry(
         mode: "default": any P from 2; the mean of centres is taken off, as many directions are taken away as is
             cheapest, which can be none, no centre vanishes by it, and D is the rank of the manifold's points.
             "reference": as the public Python code does, with its definitions (specification §1): the mean of all points
-            is taken off, one direction is taken away at least, the most stable fit counts, and D = min(d, m).
+            is taken off, one direction is taken away at least, the most stable fit counts, and D = min(d, m). Of up to
+            four manifolds, default mode takes none away.
         kappa: The margin, at least 0.
         n_t: Samples of t for each manifold.
         n_reps: Starts of each fit of shared directions. None is 10 in reference mode, as in the public code (1 in its
@@ -168,6 +169,7 @@ def manifold_geometry(
     residuals: tuple[float, ...] = ()
     if basis is None:
         restarts = n_reps or (10 if published else 60)
+        _check_centers(means - means.mean(0), sizes, means, 0)  # about which they are fitted
         fit = fit_directions(means.cpu().numpy(), published=published, restarts=restarts, seed=seed)
         away, residuals = torch.from_numpy(fit.basis).to(device), fit.residuals
     else:
@@ -269,19 +271,21 @@ def _without(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"]) -> Float[
 def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:
     """Centred points without some directions, in a basis of as many dimensions as they have.
 
-    The basis is that of the Gram matrix's eigenvectors, each turned so that the third moment along it is positive: so
-    it is the same after a rotation of the features and in any order of the points, unless that moment is 0 or two
-    eigenvalues are equal. `magnitude` is the points' distance from the origin before they were centred: what of them
-    is more than rounding depends on it, and on how long they were before directions were taken away.
+    The basis is that of the principal axes, by the smaller Gram matrix, of points or features, each turned so that the
+    third moment along it is positive: so it is the same after a rotation of the features and in any order of the
+    points, unless that moment is 0 or two eigenvalues are equal. `magnitude` is the points' distance from the origin
+    before they were centred: what of them is more than rounding depends on it, and on how long they were before
+    directions were taken away.
     """
     longest = max(magnitude, float(points.norm(dim=1).max()))
     points = _without(points, away)
-    values, vectors = torch.linalg.eigh(points @ points.T)
-    m, eps = len(points), torch.finfo(points.dtype).eps
+    m, d = points.shape
+    values, vectors = torch.linalg.eigh(points @ points.T if m <= d else points.T @ points)
+    eps = torch.finfo(points.dtype).eps
     kept = values > max(4 * m * eps * float(values[-1]), m * (4 * eps * longest) ** 2)
     values, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
-    vectors = vectors * torch.where((vectors**3).sum(0) < 0, -1.0, 1.0)
-    return values.sqrt()[:, None] * vectors.T
+    rows = values.sqrt()[:, None] * vectors.T if m <= d else vectors.T @ points.T
+    return rows * torch.where((rows**3).sum(1) < 0, -1.0, 1.0)[:, None]
 
 
 def _by_qr(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"]) -> Float[Tensor, "r m"]:

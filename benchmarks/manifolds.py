@@ -230,7 +230,7 @@ def growth(repeats: int) -> None:
         name = ", ".join(f"{symbols[key]} = {value:,}" for key, value in change.items()) or "as above"
         say(growing(name, clocks))
     clocks = [of_ours(clouds(50, 2000))[0] for _ in range(repeats)]
-    say(growing('`mode="default"` as it comes (n_reps = 10)', clocks))
+    say(growing('`mode="default"` as it comes (at most 60 starts)', clocks))
 
 
 def growing(name: str, clocks: Sequence[Clock]) -> str:

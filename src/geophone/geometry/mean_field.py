@@ -161,8 +161,8 @@ def manifold_geometry(
     means = torch.stack([cloud.mean(0) for cloud in clouds])
     counts = torch.tensor([float(len(cloud)) for cloud in clouds], dtype=means.dtype, device=device)
     middle = counts @ means / counts.sum() if published else means.mean(0)
-    spread = [cloud - mean for cloud, mean in zip(clouds, means, strict=True)]
-    sizes = torch.stack([points.norm() / len(points) ** 0.5 for points in spread])
+    # Clouds about their means are made one at a time, where they are needed: all would take as much memory again.
+    sizes = torch.stack([(cloud - mean).norm() / len(cloud) ** 0.5 for cloud, mean in zip(clouds, means, strict=True)])
     centers = means - middle
     typical = centers.square().sum(1).mean().sqrt()
     _check_centers(centers, sizes, means, 0)
@@ -179,7 +179,8 @@ def manifold_geometry(
     lengths = centers.norm(dim=1)
     _check_centers(centers, sizes, means, away.shape[1])
     shapes = []
-    for points, mean, length in zip(spread, means, lengths, strict=True):
+    for cloud, mean, length in zip(clouds, means, lengths, strict=True):
+        points = cloud - mean
         if published and samples is not None:
             shape = _by_qr(points, away)
         else:  # t that is drawn has the same law in every basis
@@ -265,7 +266,8 @@ class _Manifold:
 
 
 def _without(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"]) -> Float[Tensor, "m d"]:
-    return torch.addmm(points, points @ away, away.T, alpha=-1) if away.shape[1] else points
+    """In place."""
+    return points.addmm_(points @ away, away.T, alpha=-1) if away.shape[1] else points
 
 
 def _by_rank(points: Float[Tensor, "m d"], away: Float[Tensor, "d k"], magnitude: float) -> Float[Tensor, "r m"]:

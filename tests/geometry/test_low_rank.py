@@ -212,7 +212,7 @@ def test_so_many_directions_as_make_tight_frames_of_most_centres_are_not_taken(p
                 else [0.5 * np.square(unit @ unit.T).sum()]
             )
             found[k] = min(ends) / (p**2 / 2 / (p - 1 - k)) - 1
-        assert found[most + 1] < 1e-9  # the gain at which fits end
+        assert found[most + 1] < 1e-7  # fits end at gains of 1e-9 in 50 steps
         assert found[most] > 1e-6
         assert fit_directions(x).k <= most
 

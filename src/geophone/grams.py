@@ -124,6 +124,9 @@ def gathered(
     other = first if second is None else second
     both = (first, layers[0]), (other, layers[1])
     wanted = [[] if one is None else layers_of(model, one) for model, one in both]
+    name = ""
+    if perturbation is not None:  # its draws are keyed by its name as it was given
+        name, perturbation = family_name(perturbation), averaging(perturbation, noisy)
     with (
         evaluating(first),
         evaluating(other),
@@ -142,8 +145,7 @@ def gathered(
             if second is not None:
                 x = batch.x
                 if perturbation is not None:
-                    rng = draws(seed, family_name(perturbation), index=batch.index)
-                    x = averaging(perturbation, noisy)(batch.x, batch.y, second, rng)
+                    x = perturbation(batch.x, batch.y, second, draws(seed, name, index=batch.index))
                 theirs = _answers(second, x, layers[1], wanted[1], reduce, sums.b, kept, pairs)
             if pairs:
                 _summed(sums, ours, theirs, batch, images, stream(seed, "shuffled rows", done))

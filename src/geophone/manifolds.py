@@ -40,7 +40,6 @@ from geophone.types import (
     deterministic,
     device_of,
     evaluating,
-    family_name,
     full_precision,
     reseed,
     seeded,
@@ -153,9 +152,11 @@ def exemplar_manifolds(
     clean: Clouds | None = None
     with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), torch.no_grad():
         for shake in (None, *shaken):
+            here = condition(shake)
+            run = None if shake is None else averaging(shake, noisy)
             gathered: dict[str, list[Tensor]] = {}
             for batch in chosen.batches(1):
-                responses = _copies(net, batch, shake, noisy, copies, layers, project, seed)
+                responses = _copies(net, batch, run, here["perturbation"], copies, layers, project, seed)
                 check_ran(wanted, responses)
                 for layer, response in responses.items():
                     gathered.setdefault(layer, []).append(response)
@@ -163,9 +164,9 @@ def exemplar_manifolds(
                 if progress is not None:
                     progress(done, steps)
             clouds = {layer: torch.stack(parts) for layer, parts in gathered.items()}
-            rows += _condition(shake, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
+            rows += _condition(here, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
             if shake is not None and is_attack(shake) and noisy:
-                rows.append({**condition(shake), **eot_row(draws_of(shake, True)), "n": exemplars})
+                rows.append({**here, **eot_row(draws_of(shake, True)), "n": exemplars})
             clean = clouds if clean is None else clean
     return table.frame({**(columns or {}), **row} for row in rows)
 
@@ -174,21 +175,20 @@ def _copies(
     net: Model,
     image: Batch,
     shake: Perturbation | None,
-    noisy: bool,
+    name: str,
     copies: int,
     layers: Sequence[str] | None,
     project: RandomProjection,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Responses to copies of one image, by layer, pixels first, `[copies, d]`."""
+    """Responses to copies of one image under what goes by a name, by layer, pixels first, `[copies, d]`."""
     which = int(image.index)
     index = MOST_COPIES * image.index + torch.arange(copies, device=image.index.device)
     x = image.x.repeat(copies, 1, 1, 1)
     y = image.y.repeat(copies)
-    name = "clean" if shake is None else family_name(shake)
     if shake is not None:
         # Keyed without the level, as everywhere: a copy gets the same noise, only more of it.
-        x = averaging(shake, noisy)(x, y, net, draws(seed, "exemplars", name, index=index))
+        x = shake(x, y, net, draws(seed, "exemplars", name, index=index))
     reseed(key(seed, "exemplars", "network", name, which), x.device)
     with tap(net, layers, project) as seen:
         check_labels(y, logits_of(net, x))
@@ -196,10 +196,9 @@ def _copies(
 
 
 def _condition(
-    shake: Perturbation | None, clouds: Clouds, clean: Clouds | None, seed: int, **options: Any
+    here: dict[str, Any], clouds: Clouds, clean: Clouds | None, seed: int, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """The rows of one condition."""
-    here = condition(shake)
     for depth, (layer, points) in enumerate(clouds.items(), start=-1):
         exemplars, copies, width = points.shape
         row = {**here, "layer": layer, "depth": depth, "n": exemplars, "d": width}

@@ -17,6 +17,11 @@ def centres(p, d, rank, seed=0, strength=3.0):
     return own + strength * rng.normal(size=(p, rank)) @ shared.T, shared
 
 
+def start(rng, d, k):
+    """Random orthonormal directions."""
+    return np.ascontiguousarray(np.linalg.qr(rng.normal(size=(d, k)))[0])
+
+
 def cost(x, v, price=0.0):
     """As it is written: half the sum of squared correlations of what is left, and the price of leaving too little."""
     left = x - (x @ v) @ v.T
@@ -76,10 +81,10 @@ def test_cost_and_slope_are_those_of_the_definition(price, near):
 
 def test_a_fit_ends_where_the_slope_is_level_and_below_its_start():
     x = unit_rows(12, 11)
-    start = np.ascontiguousarray(np.linalg.qr(np.random.default_rng(0).normal(size=(11, 2)))[0])
-    v, value, _ = low_rank._descend(x.numpy(), np.ones(12), start, 0.0)
+    begun = start(np.random.default_rng(0), 11, 2)
+    v, value, _ = low_rank._descend(x.numpy(), np.ones(12), begun, 0.0)
     np.testing.assert_allclose(v.T @ v, np.eye(2), atol=1e-12)
-    assert value < float(cost(x, torch.from_numpy(start)))
+    assert value < float(cost(x, torch.from_numpy(begun)))
     # No rotation of the plane by 1e-3 towards a random direction is better by more than second order, (1e-3)² P.
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -190,8 +195,7 @@ def test_no_other_number_of_directions_is_cheaper(seed):
     rng = np.random.default_rng(seed)
     for k in range(1, 8):
         for _ in range(20):
-            start = np.ascontiguousarray(np.linalg.qr(rng.normal(size=(9, k)))[0])
-            _, other, _ = low_rank._descend(unit, np.square(lengths), start, 10.0)
+            _, other, _ = low_rank._descend(unit, np.square(lengths), start(rng, 9, k), 10.0)
             assert chosen <= other * (1 + 1e-6)
 
 
@@ -205,9 +209,9 @@ def test_so_many_directions_as_make_tight_frames_of_most_centres_are_not_taken(p
         rng = np.random.default_rng(seed)
         found = {}
         for k in (most, most + 1):
-            starts = [np.ascontiguousarray(np.linalg.qr(rng.normal(size=(p - 1, k)))[0]) for _ in range(20)]
+            starts = [start(rng, p - 1, k) for _ in range(20)]
             ends = (
-                [low_rank._descend(unit, np.ones(p), start, 0.0)[1] for start in starts]
+                [low_rank._descend(unit, np.ones(p), one, 0.0)[1] for one in starts]
                 if k
                 else [0.5 * np.square(unit @ unit.T).sum()]
             )

@@ -13,6 +13,7 @@ from geophone.manifolds import MOST_COPIES, PIXELS, exemplar_manifolds
 from geophone.models import GaussianResponse, ResponseNoise
 from geophone.models.networks import SmallCNN
 from geophone.perturb import LinfPGD, MatchedL2, RandomSign
+from geophone.perturb.grids import condition
 from geophone.rng import Draws, draws, stream
 from geophone.train import initialised
 
@@ -96,9 +97,9 @@ def test_the_order_of_the_images_does_not_matter(std):
 
 def responses(shake, seed=0):
     project = manifolds.RandomProjection(50, 0)
-    batch = next(images().batches(1))
+    batch, name = next(images().batches(1)), condition(shake)["perturbation"]
     with torch.no_grad():
-        return manifolds._copies(network(0.5).eval(), batch, shake, False, 8, LAYERS, project, seed)["relu1"]
+        return manifolds._copies(network(0.5).eval(), batch, shake, name, 8, LAYERS, project, seed)["relu1"]
 
 
 def does_not_depend_on_what_went_before(shake):

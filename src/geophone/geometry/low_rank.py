@@ -62,7 +62,9 @@ def mean_cosine(x: Array) -> float:
     return float((np.abs(unit @ unit.T).sum() - np.abs(np.einsum("ij,ij->i", unit, unit)).sum()) / (p * (p - 1)))
 
 
-def fit_directions(centers: Array, *, published: bool = False, restarts: int = 60, seed: int = 0) -> Directions:
+def fit_directions(
+    centers: Array, *, published: bool = False, restarts: int | None = None, seed: int = 0
+) -> Directions:
     """The k directions of centres `[P, d]`, without which these are correlated least.
 
     For k = 0, 1, 2, … the directions V (orthonormal) minimise half the sum of squared correlations of what is left, and
@@ -90,7 +92,7 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
             and the fit that is kept is the most stable one, with the largest min_μ r_μ / |x_μ|², whatever its cost; k
             is not 0, but that with the least mean |cos| between what is left, of those until, above 4, it has risen
             three times in a row.
-        restarts: Starts for each k, at most.
+        restarts: Starts for each k, at most; None is 60, or with `published` 10 as that code has.
         seed: Keys the starts.
 
     Raises:
@@ -118,10 +120,10 @@ def fit_directions(centers: Array, *, published: bool = False, restarts: int = 6
     rows = x @ basis.T
     lengths = np.linalg.norm(rows, axis=1)
     unit = np.ascontiguousarray(rows / lengths[:, None])
-    span = len(basis)
+    span, many = len(basis), restarts or (10 if published else 60)
 
     def starts(k: int, before: Array) -> Iterator[Array]:
-        draws = torch.randn(restarts, k, p, generator=stream(seed, "centre directions", k), dtype=torch.float64).numpy()
+        draws = torch.randn(many, k, p, generator=stream(seed, "centre directions", k), dtype=torch.float64).numpy()
         for i, draw in enumerate(draws):
             near = published or i % 2 == 0
             chosen = np.column_stack([draw[0] @ rows, before]) if near else (draw @ rows).T

@@ -168,9 +168,9 @@ def manifold_geometry(
     _check_centers(centers, sizes, means, 0)
     residuals: tuple[float, ...] = ()
     if basis is None:
-        restarts = n_reps or (10 if published else 60)
-        _check_centers(means - means.mean(0), sizes, means, 0)  # about which they are fitted
-        fit = fit_directions(means.cpu().numpy(), published=published, restarts=restarts, seed=seed)
+        if published:  # directions are fitted about the mean of centres, in either mode
+            _check_centers(means - means.mean(0), sizes, means, 0)
+        fit = fit_directions(means.cpu().numpy(), published=published, restarts=n_reps, seed=seed)
         away, residuals = torch.from_numpy(fit.basis).to(device), fit.residuals
     else:
         away = _orthonormal(basis, d).to(device)

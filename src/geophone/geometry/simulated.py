@@ -91,7 +91,7 @@ def simulated_capacity(
     most = features if max_features is None else max_features
     check_counts(2, repeats=repeats)
     check_counts(1, max_features=max_features)
-    if not 1 <= most <= features:
+    if most > features:
         raise GeophoneError(f"max_features={most}: there are {features} features; try 1 to {features} of them.")
     points = about_mean(torch.cat(clouds))
     gram = points @ points.T

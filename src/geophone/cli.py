@@ -111,7 +111,7 @@ def cli() -> None:
     help="Where jobs run: on this machine, or on Ray (the cluster at $RAY_ADDRESS if set; extra `ray`).",
 )
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs at the same time.")
-@click.option("--threads", type=click.IntRange(1), help="Torch threads per job.  [default: all cores / workers]")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads per job.  [default: 1]")
 @click.option("--device", default="cpu", show_default=True, help="Where networks run, such as cuda.")
 @plugin_option
 def run(

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from geophone.checksums import parquet, read_parquet
 from geophone.claims.measures import NoRows
 from geophone.claims.rules import CONTRADICTED, NOT_DECIDED, SUPPORTED, Outcome, Rule
 from geophone.errors import GeophoneError
@@ -146,7 +147,7 @@ def write_claims(claims: pl.DataFrame, out: Path) -> Path:
     """Write verdicts to `out/claims.parquet`, whole or not at all, where the report finds them."""
     path = out / CLAIMS
     with replacing(path) as temporary:
-        claims.select(list(CLAIM_SCHEMA)).write_parquet(temporary)
+        temporary.write_bytes(parquet(claims.select(list(CLAIM_SCHEMA))))
     return path
 
 
@@ -159,11 +160,7 @@ def read_claims(out: Path) -> pl.DataFrame | None:
     path = out / CLAIMS
     if not path.is_file():
         return None
-    try:
-        claims = pl.read_parquet(path, use_pyarrow=False, glob=False)
-    except (Exception, pl.exceptions.PanicException) as error:  # polars fails on broken files in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GeophoneError(f"{path} is corrupt ({reason}). Delete it and judge the claims again.") from None
+    claims = read_parquet(path, "Delete it and judge the claims again.")
     if dict(claims.schema) != CLAIM_SCHEMA:
         raise GeophoneError(f"{path} has other columns than this version writes. Judge the claims again.")
     return claims

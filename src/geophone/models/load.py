@@ -4,7 +4,6 @@ Weights are read with safetensors or `weights_only=True`: nothing that was downl
 """
 
 import importlib
-import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
-from safetensors.torch import save_file as save_safetensors
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from geophone.checksums import BLANK, KEY, read_checked, read_json, sealed, write_json
 from geophone.errors import GeophoneError
-from geophone.files import replacing, write_text
+from geophone.files import replacing
 from geophone.models.networks import Normalise
 from geophone.registry import MODELS, load_file, parse_call
 
 WEIGHTS = "model.safetensors"
 CARD = "network.json"
+_AGAIN = "Run the study again: it makes the network anew."
 _FORMS = (
     "Give file.py:factory (or file.py:module), a .safetensors or state-dict file with --factory, a job's folder, "
     "timm:NAME or torchvision:NAME."
@@ -88,20 +90,31 @@ def save_network(model: nn.Module, folder: Path, name: str, arguments: dict[str,
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with replacing(folder / WEIGHTS) as temporary:
-        save_safetensors(tensors, temporary)
-    write_text(folder / CARD, json.dumps({"model": name, "arguments": arguments}, indent=2))
+        temporary.write_bytes(sealed(safetensors_bytes(tensors, {KEY: BLANK})))
+    write_json(folder / CARD, {"model": name, "arguments": arguments})
 
 
 def _load_job(folder: Path) -> nn.Module:
     card = folder / CARD
     if not card.is_file():
         raise GeophoneError(f"{folder} is not a finished job's folder (it has no {CARD}). {_FORMS}")
+    made = read_json(card, _AGAIN)
+    name, arguments = made.get("model"), made.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise GeophoneError(f"{card} is not readable: it does not say which model it is of. {_AGAIN}")
+    weights = folder / WEIGHTS
+    read_checked(weights, _AGAIN)
+    return _with_weights(MODELS.build(name, **arguments), _read_weights(weights), weights)
+
+
+def network_is_whole(folder: Path) -> bool:
+    """Whether a job's folder has a network that is what was written."""
     try:
-        made = json.loads(card.read_text())
-        name, arguments = made["model"], made["arguments"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise GeophoneError(f"{card} is not readable. Delete the folder and run the study again.") from None
-    return _with_weights(MODELS.build(name, **arguments), _read_weights(folder / WEIGHTS), folder / WEIGHTS)
+        read_json(folder / CARD, _AGAIN)
+        read_checked(folder / WEIGHTS, _AGAIN)
+    except GeophoneError:
+        return False
+    return True
 
 
 def _from_file(text: str) -> nn.Module:
@@ -157,9 +170,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """A flat dictionary of tensors; a `state_dict` or `model` entry of a checkpoint is unwrapped."""
     try:
         if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as opened:
+                ours = KEY in (opened.metadata() or {})
+            if ours:
+                read_checked(path, "Load another copy of it.")
             return load_safetensors(path)
         with warnings.catch_warnings(action="ignore"):  # of old or foreign pickle protocols; refused below if unsafe
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except GeophoneError:
+        raise
     except Exception as error:  # a file of something else fails in many ways
         reason = str(error).partition("\n")[0]
         raise GeophoneError(

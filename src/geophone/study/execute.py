@@ -1,16 +1,17 @@
 """Running jobs: in this process, in several, or on a Ray cluster. What was finished is never done again."""
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -19,14 +20,23 @@ import torch
 from filelock import FileLock, Timeout
 
 from geophone import table
+from geophone.checksums import read_json, write_json
 from geophone.claims import CLAIMS, Claim, judge, write_claims
 from geophone.errors import GeophoneError
-from geophone.files import make_folder, write_text
+from geophone.files import make_folder
+from geophone.models.load import CARD, network_is_whole
 from geophone.provenance import now, write_provenance
 from geophone.registry import load_entry_points, load_plugin
-from geophone.study.job import Progress
+from geophone.study.job import CHECKPOINT, Job, Progress, snapshot_folder
 from geophone.study.studies import Study, Task
+from geophone.train.loop import checkpoint_is_whole
 from geophone.types import usable_device
+
+THREADS = 1
+"""Torch threads of a job, unless told otherwise: the same on every machine and for any number of workers."""
+
+DEATHS = 4
+"""How often a job may lose its worker process before it is given up."""
 
 
 def run_study(
@@ -53,8 +63,8 @@ def run_study(
         name: The study's name.
         executor: Any `concurrent.futures.Executor`; default this process, one job after the other.
         workers: How many jobs the executor runs at the same time on a machine.
-        threads: Torch threads per job; default all cores over `workers`. Sums depend on it in the last digits, so a
-            resumed study keeps its first value.
+        threads: Torch threads per job; default 1, so that the table does not depend on `workers` or on how many cores
+            there are: sums depend on it in the last digits, and training spreads them. A resumed study keeps its value.
         device: Where networks are trained and measured, such as "cuda".
         plugins: Files to load in every worker.
         progress: Called with (stage, steps done, steps in all) by jobs in this process.
@@ -71,7 +81,8 @@ def run_study(
     pairs = [pair.resolved() for pair in getattr(study, "comparisons", tuple)()]
     every: list[Task] = [*jobs, *pairs]
     with _locked(make_folder(out)):
-        threads = _settle(out, name, study, device, threads, workers)
+        threads = _settle(out, name, study, device, threads)
+        damaged = _remove_damaged(out, every)
         tasks_open = any(not task.shard(out).is_file() for task in every)
         failures: list[str] = []
 
@@ -108,7 +119,7 @@ def run_study(
             seeds=sorted({job.seed for job in jobs}),
             jobs=[job.id for job in jobs if job.shard(out).is_file()],
             resumed=True,
-            notes=[f"failed: {failure}" for failure in failures],
+            notes=[*(f"done anew: {name} was corrupt" for name in damaged), *(f"failed: {f}" for f in failures)],
         )
         claims: Sequence[Claim] = getattr(study, "claims", tuple)()
         if claims and not failures:
@@ -166,30 +177,56 @@ def work(
         torch.set_num_threads(before)
 
 
-def _settle(out: Path, name: str, study: Study, device: str, threads: int | None, workers: int) -> int:
+def _remove_damaged(out: Path, tasks: Sequence[Task]) -> list[str]:
+    """Delete what is not as it was written, so that it is made anew; the names of what was deleted, within `out`.
+
+    Rows go by themselves. A network takes the rows that were measured on it along, and so its job trains it anew.
+    """
+    gone: list[Path] = []
+    for task in tasks:
+        shard = task.shard(out)
+        if shard.is_file() and not table.is_whole(shard):
+            gone.append(shard)
+        if not isinstance(task, Job):
+            continue
+        folder = task.folder(out)
+        checkpoint = folder / CHECKPOINT
+        if checkpoint.is_file() and not checkpoint_is_whole(checkpoint):
+            gone.append(checkpoint)
+        networks = [folder, *(snapshot_folder(folder, epoch) for epoch in task.training.snapshots)]
+        broken = [one for one in networks if (one / CARD).is_file() and not network_is_whole(one)]
+        if broken:
+            gone += [*(one / CARD for one in broken), shard, checkpoint]
+    gone = [path for path in dict.fromkeys(gone) if path.is_file()]
+    for path in gone:
+        path.unlink()
+    return [str(path.relative_to(out)) for path in gone]
+
+
+def _settle(out: Path, name: str, study: Study, device: str, threads: int | None) -> int:
     """Write down what this folder is for, or check it; the number of threads to use."""
     path = out / "study.json"
     if path.is_file():
-        try:
-            known: dict[str, Any] = json.loads(path.read_text())
-            its_name, its_size, its_threads = known["study"], known["size"], int(known["threads"])
-            its_device = known["device"]
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            raise GeophoneError(f"{path} is not readable. Delete the folder, or choose another with --out.") from None
+        other = "Delete the folder, or choose another with --out."
+        known = read_json(path, other)
+        its_name, its_size, its_threads, its_device = (known.get(k) for k in ("study", "size", "threads", "device"))
+        texts = all(isinstance(text, str) for text in (its_name, its_size, its_device))
+        if not texts or type(its_threads) is not int or its_threads < 1:
+            raise GeophoneError(f"{path} is not readable: it does not say which study is in the folder. {other}")
         if (its_name, its_size) != (name, study.size):
             raise GeophoneError(
                 f"{out} holds the study {its_name} at size {its_size}, not {name} at size {study.size}. "
                 "Choose another folder with --out."
             )
-        if torch.device(device).type != torch.device(its_device).type:
+        if torch.device(device).type != str(its_device).partition(":")[0]:
             raise GeophoneError(
                 f"{out} was begun on {its_device}; {device} would give other digits. Choose another --out."
             )
         if threads not in (None, its_threads):
             raise GeophoneError(f"{out} was begun with {its_threads} threads; {threads} would give other last digits.")
         return its_threads
-    settled = threads or max(1, (os.cpu_count() or 1) // workers)
-    write_text(path, json.dumps({"study": name, "size": study.size, "device": device, "threads": settled}, indent=2))
+    settled = threads or THREADS
+    write_json(path, {"study": name, "size": study.size, "device": device, "threads": settled})
     return settled
 
 
@@ -211,7 +248,8 @@ def _locked(out: Path) -> Iterator[None]:
 def process_executor(workers: int, progress: Progress | None = None) -> Iterator[Executor]:
     """An executor of so many processes of this machine, which report the progress of their jobs.
 
-    The processes end at once when the block is left by an error or Ctrl-C, and when this process is killed.
+    A job whose process dies is tried again in a new one and goes on after its last finished epoch; the others are not
+    disturbed. The processes end at once when the block is left by an error or Ctrl-C, and when this process is killed.
     """
     context = get_context("spawn")
     channel = context.SimpleQueue()
@@ -222,19 +260,70 @@ def process_executor(workers: int, progress: Progress | None = None) -> Iterator
             if progress is not None:
                 progress(*news)
 
+    def process() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_join, initargs=(channel, leash))
+
     listener = Thread(target=listen, daemon=True)
     listener.start()
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_join, initargs=(channel, leash)) as pool:
+        with _Workers(workers, process) as pool:
             try:
                 yield pool
             except BaseException:
+                pool.stop()
                 hand.close()
                 raise
     finally:
         hand.close()
         channel.put(None)
         listener.join()
+
+
+class _Workers(Executor):
+    """Processes that each do one job at a time, so that a process that dies takes no other job along."""
+
+    def __init__(self, workers: int, process: Callable[[], ProcessPoolExecutor]) -> None:
+        self._process = process
+        self._threads = ThreadPoolExecutor(workers)
+        self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        self._stopped = False
+        for _ in range(workers):
+            self._idle.put(process())
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Do it in the next process that is idle."""
+        return self._threads.submit(self._do, fn, *args, **kwargs)
+
+    def _do(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        process = self._idle.get()
+        try:
+            for _ in range(DEATHS):
+                try:
+                    return process.submit(fn, *args, **kwargs).result()
+                except BrokenProcessPool:
+                    if self._stopped:
+                        raise
+                    process.shutdown(wait=False)
+                    process = self._process()
+            raise GeophoneError(
+                f"its process died {DEATHS} times, the last time after it had been started anew: killed from outside, "
+                "out of memory (try fewer --workers), or a crash of a library."
+            )
+        finally:
+            self._idle.put(process)
+
+    def stop(self) -> None:
+        """Start nothing any more, and start no process anew."""
+        self._stopped = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes when their jobs are done; as `stop` where `cancel_futures`."""
+        if cancel_futures:
+            self.stop()
+        self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+        while not self._idle.empty():
+            self._idle.get().shutdown(wait=wait)
 
 
 def _join(channel: Any, leash: Any) -> None:

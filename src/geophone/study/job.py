@@ -33,6 +33,9 @@ from geophone.types import Recipe, describe, family_name
 VERSION = 1
 """Part of every job's id: raised when the same job would give other rows."""
 
+CHECKPOINT = "training.pt"
+"""The state of a job's training, in its folder until its rows are written."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is going on ("RECIPE, seed N: training"), steps done and steps in all."""
 
@@ -169,7 +172,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     name, given = parse_call(network_of(recipe, job.model), "model")
     arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
     model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
-    checkpoint = folder / "training.pt"
+    checkpoint = folder / CHECKPOINT
     history = fit(
         *(model, data, recipe, job.training),
         seed=job.seed,

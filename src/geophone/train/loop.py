@@ -1,5 +1,7 @@
 """The training loop: one function for every recipe, to be read from top to bottom."""
 
+import io
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from geophone.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
 from geophone.data import ImageData, crop_flip
 from geophone.errors import GeophoneError, unknown
 from geophone.files import replacing
@@ -263,26 +266,39 @@ def _save(
     best: dict[str, Any],
 ) -> None:
     state = {"purpose": purpose, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    made = io.BytesIO()
+    torch.save({**state, "history": history, "best": best}, made)
     with replacing(path) as temporary:
-        torch.save({**state, "history": history, "best": best}, temporary)
+        temporary.write_bytes(sealed(made.getvalue() + BLANK.encode()))
 
 
 def _resume(
     path: Path, purpose: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[list[Any], dict[str, Any]]:
+    again = "Delete it to start anew."
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(read_checked(path, again)), map_location=device, weights_only=True)
         if state["purpose"] != purpose:
-            raise GeophoneError(
-                f"{path} is the state of another training ({state['purpose']}). Delete it to start anew."
-            )
+            raise GeophoneError(f"{path} is the state of another training ({state['purpose']}). {again}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return state["history"], state["best"]
     except GeophoneError:
         raise
     except Exception as error:  # a broken file fails in many ways
-        raise GeophoneError(f"{path} is not a readable training state ({error}). Delete it to start anew.") from None
+        raise GeophoneError(f"{path} is not a readable training state ({error}). {again}") from None
+
+
+def checkpoint_is_whole(path: Path) -> bool:
+    """Whether the state of a training is what was written; of earlier versions', whether its own checks hold."""
+    data = path.read_bytes()
+    if is_sealed(data):
+        return is_whole(data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 @contextmanager

@@ -650,14 +650,15 @@ def most(runs: int) -> int:
     return int(binom.ppf(0.999, runs, 0.05))
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.7])
 @pytest.mark.parametrize("seeds", [5, 10])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_types_hardly_on_the_other_side_decide_nothing(seeds: int, sign: int) -> None:
+def test_types_hardly_on_the_other_side_decide_nothing(seeds: int, sign: int, shared: float) -> None:
     """Of 18 types 9 are far on one side and 9 next to nothing on the other: a count of signs is sure of a majority."""
     effect = sign * np.repeat([8, -1e-6], 9)
 
     def draw(test: Callable[..., Evidence]) -> Callable[[np.random.Generator, int], Evidence]:
-        return lambda rng, n: test(effect + (rng.normal(size=(n, 18)) + rng.normal(size=(n, 1))) / 2**0.5, 0.5)
+        return lambda rng, n: test(effect + rng.normal(size=(n, 18)) + shared * rng.normal(size=(n, 1)), 0.5)
 
     assert in_how_many(draw(share_of_types), seeds) <= most(BOUNDARY_RUNS)
     assert in_how_many(draw(by_signs), seeds, 100) > most(100)

@@ -706,7 +706,8 @@ def verdicts(*rows: dict[str, Any]) -> pl.DataFrame:
         "test": "Tested.",
         "effect": "mean difference",
     }
-    return pl.DataFrame([{**base, **row} for row in rows], schema=CLAIM_SCHEMA, orient="row")
+    made = [{**base, "alone": row["verdict"], **row} for row in rows]
+    return pl.DataFrame(made, schema=CLAIM_SCHEMA, orient="row")
 
 
 JUDGED = verdicts(
@@ -743,6 +744,17 @@ def test_claims_say_verdict_number_and_size() -> None:
     assert section.count('rowspan="3"') == 1
 
 
+def test_claims_show_what_correction_does() -> None:
+    row = {"value": 0.5, "low": 0.1, "high": 0.9, "p": 0.004, "p_holm": 0.0604}
+    page = Page(claims_section(verdicts({**row, "verdict": "not decided", "alone": "supported"})))
+    said = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "not decidedby itself: supported" in said
+    assert "p = 0.004, corrected = 0.060." in said
+    assert "corrected for how many tests" in said
+    agreed = Page(claims_section(verdicts({**row, "verdict": "supported", "p_holm": 0.02})))
+    assert "by itself:" not in agreed.text
+
+
 def test_verdicts_do_not_rest_on_colour() -> None:
     section = claims_section(JUDGED)
     for word, sign in (("supported", "✓"), ("contradicted", "✗"), ("not\N{NO-BREAK SPACE}decided", "?")):
@@ -769,7 +781,9 @@ def test_numbers_of_claims_have_two_digits_of_their_interval() -> None:
 
 def test_claims_are_escaped() -> None:
     evil = "<script>alert(1)</script>"
-    names = [name for name, kind in CLAIM_SCHEMA.items() if kind == pl.String and name not in ("verdict", "part")]
+    names = [
+        name for name, kind in CLAIM_SCHEMA.items() if kind == pl.String and name not in ("verdict", "alone", "part")
+    ]
     row = {**dict.fromkeys(names, evil), "verdict": "supported", "value": 0.5, "networks": 1, "seeds": 1}
     parts = verdicts({**row, "test": None}, {**row, "part": evil}, {**row, "part": "two"})
     page = Page(claims_section(parts))

@@ -1,5 +1,7 @@
 """The answer: three sentences made from the table."""
 
+import re
+
 import polars as pl
 
 from geophone.relate import NATURAL, SAME_SIDE, STATISTICS
@@ -202,12 +204,18 @@ def _relation(relations: pl.DataFrame) -> str:
     aside = SAME_SIDE not in (pick["note"] or "") and plain["note"].str.contains(SAME_SIDE, literal=True).any()
     chance = "more than chance gives" if p is not None and p < 0.05 else "which chance could also give"
     return (
-        f"Over {pick['networks']} networks from {pick['seeds']} seeds, the strongest relation"
+        f"Over {pick['networks']} networks{_mixed(pick['note'])} from {pick['seeds']} seeds, the strongest relation"
         f"{', pairs measured under the same perturbations left aside,' if aside else ''} is between "
         f"{_glossed(names[0])} and {_glossed(names[1])}: as the first rises the second "
         f"{'rises' if pick['rho'] > 0 else 'falls'}, with a rank correlation (Spearman’s ρ) of {decimal(pick['rho'])} "
         f"({interval}; {held} with clean accuracy held fixed), {chance} ({corrected})."
     )
+
+
+def _mixed(note: str | None) -> str:
+    """` of 3 models`, where the networks that are related have several: part of a relation may lie between models."""
+    mixed = re.findall(r"mixes (\d+ (?:models|data sets))", note or "")
+    return f" of {' and '.join(mixed)}, whose differences count too," if mixed else ""
 
 
 def _tests(plain: pl.DataFrame) -> str:

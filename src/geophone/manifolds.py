@@ -23,8 +23,10 @@ from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition, shakes
 from geophone.record import (
+    PROBED,
     RandomProjection,
     answers_at_random,
+    check_axes,
     check_labels,
     check_ran,
     layers_of,
@@ -151,6 +153,7 @@ def exemplar_manifolds(
     rows: list[dict[str, Any]] = []
     clean: Clouds | None = None
     with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), torch.no_grad():
+        check_axes(net, next(chosen.batches(PROBED)).x, copies, layers)
         for shake in (None, *shaken):
             here = condition(shake)
             run = None if shake is None else averaging(shake, noisy)

@@ -18,9 +18,11 @@ from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attac
 from geophone.perturb.grids import condition as columns_of
 from geophone.perturb.grids import shakes
 from geophone.record import (
+    PROBED,
     RandomProjection,
     Reduce,
     answers_at_random,
+    check_axes,
     check_labels,
     check_ran,
     layers_of,
@@ -121,6 +123,7 @@ def measure(
     done = 0
     noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
     with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), torch.no_grad():
+        check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
         noisy = _average(conditions, model, split)
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
@@ -311,6 +314,8 @@ def compare(
     split = as_split(data).near(first)
     noise = seeded(key(seed, "compare", "network"), split.x.device)  # of a stochastic network
     with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, torch.no_grad():
+        for model in (first, second):
+            check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
         for batch in split.batches(batch_size):
             (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
             depth = {name: i for i, name in enumerate(ours)}

@@ -45,6 +45,7 @@ from geophone.types import (
     full_precision,
     reseed,
     seeded,
+    without_gradients,
 )
 
 PIXELS = "pixels"
@@ -152,7 +153,7 @@ def exemplar_manifolds(
     steps, done = exemplars * (1 + len(shaken)), 0
     rows: list[dict[str, Any]] = []
     clean: Clouds | None = None
-    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), torch.no_grad():
+    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), without_gradients():
         check_axes(net, next(chosen.batches(PROBED)).x, copies, layers)
         for shake in (None, *shaken):
             here = condition(shake)

@@ -32,6 +32,7 @@ from geophone.types import (
     keeping_buffers,
     passed,
     seeded,
+    without_gradients,
 )
 from geophone.types import unwrapped as unwrapped
 
@@ -292,7 +293,7 @@ def check_axes(model: Model, x: Tensor, n: int, layers: Sequence[str] | None = N
     """
     net = unwrapped(model)
     some = x[torch.arange(2 if n != 2 else 3, device=x.device) % len(x)]
-    with seeded(0, x.device), keeping_buffers(net), torch.no_grad(), tap(net, layers, _nothing):
+    with seeded(0, x.device), keeping_buffers(net), without_gradients(), tap(net, layers, _nothing):
         logits_of(net, some)
 
 
@@ -375,7 +376,7 @@ def _kind(shape: tuple[int, ...], declared: tuple[bool, int, int] | None) -> str
 
 def record(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Any,
     layers: Sequence[str] | None = None,
     reduce: Reduce = spatial_mean,
 ) -> Iterator[dict[str, Batch]]:
@@ -411,7 +412,7 @@ def record(
             check_axes(model, x, len(x), layers)
             started = True
         # Closed before the yield: what a generator holds open there leaks into its caller.
-        with keeping_buffers(model), tap(model, layers, reduce) as seen, torch.no_grad():
+        with keeping_buffers(model), tap(model, layers, reduce) as seen, without_gradients():
             logits = logits_of(model, x)
             check_ran(wanted, seen)
             answers = {name: batch.with_rows(rows) for name, rows in (*seen.items(), ("logits", logits))}

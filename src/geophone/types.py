@@ -264,6 +264,13 @@ def deterministic() -> Iterator[None]:
 
 
 @contextmanager
+def without_gradients() -> Iterator[None]:
+    """No gradients inside the block, nor inference mode, in which torch doesn't count what is written to a tensor."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
     """The buffers of modules in training mode are after the block as they were before it.
 
@@ -271,7 +278,7 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
     """
     parts = [module for module in model.modules() if module.training]
     before = [
-        (part, name, buffer, Snapshot(buffer), buffer.clone())
+        (part, name, buffer, buffer.clone())
         for part in parts
         for name, buffer in part._buffers.items()
         if buffer is not None
@@ -280,8 +287,8 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for part, name, buffer, seen, value in before:
-                if not seen.holds(buffer):
+            for part, name, buffer, value in before:
+                if not torch.equal(buffer, value):  # torch doesn't count what BatchNorm writes
                     buffer.copy_(value)
                 part._buffers[name] = buffer  # a module may have put another in its place
 
@@ -290,7 +297,8 @@ class Snapshot:
     """A tensor as it is now, to ask later whether another is the same object and nothing was written to it since.
 
     The same object is not the same value: an in-place operation keeps the one and changes the other. Torch counts what
-    is written to a tensor; of inference tensors, which it doesn't count, a copy is kept.
+    is written to a tensor, but for inference tensors, of which a copy is kept: there, writing what was there before
+    isn't seen.
     """
 
     def __init__(self, x: Tensor) -> None:

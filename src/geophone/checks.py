@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -25,7 +25,21 @@ from geophone.perturb.attacks.base import EOT_DRAWS
 from geophone.perturb.attacks.losses import Loss, ce, margin, scaled_ce
 from geophone.perturb.attacks.pgd import LinfPGD
 from geophone.perturb.attacks.square import LinfSquare
-from geophone.record import WEIGHTED, activation_layers, check_labels, layers_of, logits_of, unwrapped
+from geophone.record import (
+    PROBED,
+    REDUCTIONS,
+    WEIGHTED,
+    Reduce,
+    activation_layers,
+    axes_of,
+    check_labels,
+    layers_of,
+    logits_of,
+    positions,
+    spatial_mean,
+    token_mean,
+    unwrapped,
+)
 from geophone.rng import draws, key, stream
 from geophone.robustness import PASSES, survival
 from geophone.types import Batch, Model, deterministic, evaluating, full_precision, seeded
@@ -59,8 +73,24 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _DROPOUT = nn.modules.dropout._DropoutNd
 
 
-def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None = None) -> Iterator[dict[str, Any]]:
-    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader."""
+def checks(
+    model: Model,
+    split: Split,
+    rows: pl.DataFrame,
+    classes: int | None = None,
+    layers: Sequence[str] | None = None,
+    reduce: Reduce = spatial_mean,
+) -> Iterator[dict[str, Any]]:
+    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader.
+
+    Args:
+        model: The network that was measured.
+        split: The images that it was measured with.
+        rows: The measurement.
+        classes: Of the data; default as many as the labels say.
+        layers: Those that were recorded, as for `measure`.
+        reduce: What reduced their responses.
+    """
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
     made: dict[str, Callable[[], Verdict]] = {
         "chance_accuracy": lambda: _chance(clean),
@@ -73,6 +103,28 @@ def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None =
     }
     for name, check in made.items():
         yield _row(name, check, len(split))
+    yield axes_check(model, split, layers, reduce)
+
+
+AVERAGING: tuple[Reduce, ...] = (spatial_mean, positions, token_mean)
+"""Reductions that suppose which axis holds the units."""
+
+
+def axes_check(
+    model: Model, split: Split, layers: Sequence[str] | None = None, reduce: Reduce = spatial_mean
+) -> dict[str, Any]:
+    """The row `check.layer_axes`: does the reduction average the axes that it is meant for?
+
+    `spatial_mean` and `positions` take axis 1 for the units, `token_mean` the last: right for maps of a convolution and
+    for tokens, wrong the other way round. How axes are known: `geophone.record.axes_of`.
+
+    Args:
+        model: The network.
+        split: Images, of which the first few are used.
+        layers: Those recorded, as for `measure`.
+        reduce: What reduces their responses.
+    """
+    return _row("layer_axes", lambda: _axes(model, split, layers, reduce), len(split))
 
 
 Verdict = tuple[str | None, str]
@@ -169,6 +221,34 @@ def _activations(model: Model) -> Verdict:
             "modules to record each one, or name the modules to record (--layers)."
         )
     return problem, f"Activations can be recorded: {found}."
+
+
+def _axes(model: Model, split: Split, layers: Sequence[str] | None, reduce: Reduce) -> Verdict:
+    if reduce not in AVERAGING:
+        return None, "The reduction of responses averages no axis, or is one of your own, which is not checked."
+    part = split.rows(torch.arange(min(PROBED, len(split)))).near(model)
+    noise = seeded(key("checks", "axes"), part.x.device)
+    with evaluating(model), full_precision(), deterministic(), noise, torch.no_grad():
+        found = axes_of(model, next(part.batches(PROBED)).x, layers)
+    maps = {name: axes for name, axes in found.items() if axes.kind == "channels"}
+    tokens = {name: axes for name, axes in found.items() if axes.kind in ("features", "unknown")}
+    wrong, right, what, other = tokens, maps, "neither [n, d] nor maps [n, c, …] of a convolution", "token_mean"
+    if reduce is token_mean:
+        wrong, right, what, other = maps, tokens, "maps [n, c, …] of a convolution", "spatial_mean"
+    problem = None
+    if wrong:
+        shapes = [f"{name} [n, {', '.join(map(str, axes.shape[1:]))}]" for name, axes in list(wrong.items())[:5]]
+        apart = f" and name them alone (--layers), since {_name(reduce)} suits {len(right)} others" if right else ""
+        problem = (
+            f"Averaged over the wrong axes: in {len(wrong)} of {len(found)} layers responses are {what} "
+            f"({', '.join(shapes)}), and {_name(reduce)} takes their places or tokens for units and averages features. "
+            f"Measure these layers with --reduce {other}{apart}."
+        )
+    return problem, f"{_name(reduce)} suits the axes of all {len(found)} layers."
+
+
+def _name(reduce: Reduce) -> str:
+    return next(name for name, each in REDUCTIONS.items() if each is reduce)
 
 
 def _dead_layers(clean: pl.DataFrame) -> Verdict:

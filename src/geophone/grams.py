@@ -21,6 +21,7 @@ from geophone.types import (
     family_name,
     full_precision,
     seeded,
+    without_gradients,
 )
 
 LOOKED_AT = 2
@@ -133,7 +134,7 @@ def gathered(
         full_precision(),
         deterministic(),
         seeded(key(seed, "network"), split.x.device),
-        torch.no_grad(),
+        without_gradients(),
     ):
         for (model, patterns), need in zip(both, wanted, strict=True):  # rows that are tokens are more than these
             some = next(split.rows(parts[0][: LEAST - 1]).batches(LEAST)).x

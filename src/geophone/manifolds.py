@@ -23,8 +23,10 @@ from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition, shakes
 from geophone.record import (
+    PROBED,
     RandomProjection,
     answers_at_random,
+    check_axes,
     check_labels,
     check_ran,
     layers_of,
@@ -43,6 +45,7 @@ from geophone.types import (
     full_precision,
     reseed,
     seeded,
+    without_gradients,
 )
 
 PIXELS = "pixels"
@@ -150,7 +153,8 @@ def exemplar_manifolds(
     steps, done = exemplars * (1 + len(shaken)), 0
     rows: list[dict[str, Any]] = []
     clean: Clouds | None = None
-    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), torch.no_grad():
+    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), without_gradients():
+        check_axes(net, next(chosen.batches(PROBED)).x, copies, layers)
         for shake in (None, *shaken):
             here = condition(shake)
             run = None if shake is None else averaging(shake, noisy)

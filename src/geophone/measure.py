@@ -18,9 +18,11 @@ from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attac
 from geophone.perturb.grids import condition as columns_of
 from geophone.perturb.grids import shakes
 from geophone.record import (
+    PROBED,
     RandomProjection,
     Reduce,
     answers_at_random,
+    check_axes,
     check_labels,
     check_ran,
     layers_of,
@@ -41,6 +43,7 @@ from geophone.types import (
     full_precision,
     level_of,
     seeded,
+    without_gradients,
 )
 
 Key = tuple[str | None, type, bool]
@@ -120,7 +123,8 @@ def measure(
     steps = -(-len(split) // batch_size) * len(conditions)
     done = 0
     noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
-    with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), torch.no_grad():
+    with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), without_gradients():
+        check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
         noisy = _average(conditions, model, split)
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
@@ -310,7 +314,9 @@ def compare(
     depth: dict[str, int] = {}
     split = as_split(data).near(first)
     noise = seeded(key(seed, "compare", "network"), split.x.device)  # of a stochastic network
-    with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, torch.no_grad():
+    with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, without_gradients():
+        for model in (first, second):
+            check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
         for batch in split.batches(batch_size):
             (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
             depth = {name: i for i, name in enumerate(ours)}

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from geophone import table
-from geophone.checks import attack_checks, checks
+from geophone.checks import AVERAGING, attack_checks, axes_check, checks
 from geophone.data import ImageData, Split, as_split, load
 from geophone.errors import GeophoneError
 from geophone.files import make_folder
@@ -113,7 +113,7 @@ def scan(
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     rows = rows.vstack(radii(made, split, drawn, columns=columns, **common))
     classes = len(source.classes) if isinstance(source, ImageData) else None
-    found = [*checks(made, split, rows, classes), *attack_checks(made, split, seed=seed)]
+    found = [*checks(made, split, rows, classes, layers, reduce), *attack_checks(made, split, seed=seed)]
     rows = rows.vstack(table.frame({**columns, **row} for row in found))
     return _written(rows, folder, page, f"Scan of {label}", made, seed, (started, clock))
 
@@ -213,6 +213,8 @@ def compare_networks(
     rows = []
     for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
         rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, **common))
+        if reduce in AVERAGING:
+            rows.append(table.frame([{**columns, **axes_check(model, split, own, reduce)}]))
         for each in (None,) if perturb is None else (None, perturb):
             found = similarity(model, None, split, measures, own, perturbation=each, columns=columns, **drawn_by)
             rows.append(found.table)

@@ -263,6 +263,56 @@ def deterministic() -> Iterator[None]:
             os.environ.pop(_WORKSPACE, None)
 
 
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """No gradients inside the block, nor inference mode, in which torch doesn't count what is written to a tensor."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """The buffers of modules in training mode are after the block as they were before it.
+
+    A pass in training mode writes BatchNorm's running statistics; to look at a network must not change it.
+    """
+    parts = [module for module in model.modules() if module.training]
+    before = [
+        (part, name, buffer, buffer.clone())
+        for part in parts
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, buffer, value in before:
+                if not torch.equal(buffer, value):  # torch doesn't count what BatchNorm writes
+                    buffer.copy_(value)
+                part._buffers[name] = buffer  # a module may have put another in its place
+
+
+class Snapshot:
+    """A tensor as it is now, to ask later whether another is the same object and nothing was written to it since.
+
+    The same object is not the same value: an in-place operation keeps the one and changes the other. Torch counts what
+    is written to a tensor, but for inference tensors, of which a copy is kept: there, writing what was there before
+    isn't seen.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._version = None if x.is_inference() else x._version
+        self._copy = x.detach().clone() if x.is_inference() else None
+
+    def holds(self, x: object) -> bool:
+        """Whether x is that tensor, with the value that it had."""
+        if x is not self._x:
+            return False
+        return self._x._version == self._version if self._copy is None else torch.equal(self._x, self._copy)
+
+
 def passed(model: Model, x: Tensor) -> Tensor:
     """What the model answers to images that are used again after it.
 

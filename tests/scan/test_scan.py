@@ -29,7 +29,7 @@ def good(data):
 
 def failed(found):
     checks = found.table.filter(pl.col("metric").str.starts_with("check."))
-    assert len(checks) == 16
+    assert len(checks) == 17
     assert checks["note"].null_count() == 0
     return set(checks.filter(pl.col("value") == 1)["metric"].str.replace("check.", "", literal=True))
 

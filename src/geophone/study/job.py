@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from geophone import table
-from geophone.checks import attack_checks
+from geophone.checks import attack_checks, axes_check
 from geophone.data import ImageData, Split, load
 from geophone.errors import unknown
 from geophone.files import make_folder, write_text
@@ -228,7 +228,8 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
             columns=measured,
             progress=stage("exemplar manifolds"),
         )
-    believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
+    axes = axes_check(model, images, job.layers, REDUCTIONS[job.reduce])
+    believed = table.frame({**measured, **row} for row in (axes, *attack_checks(model, images, seed=job.seed)))
     course = table.frame({**columns, **row} for row in _course(history, recipe, job.training, data))
     table.write(pl.concat([rows, radii, steep, shaken, believed, course]), shard)
     checkpoint.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from geophone.perturb.attacks.base import EOT_DRAWS
 from geophone.perturb.attacks.losses import Loss, ce, margin, scaled_ce
 from geophone.perturb.attacks.pgd import LinfPGD
 from geophone.perturb.attacks.square import LinfSquare
-from geophone.record import WEIGHTED, activation_layers, check_labels, layers_of, logits_of, unwrapped
+from geophone.record import WEIGHTED, activation_layers, check_labels, layers_of, logits_of, need_labels, unwrapped
 from geophone.rng import draws, key, stream
 from geophone.robustness import PASSES, survival
 from geophone.types import Batch, Model, deterministic, evaluating, full_precision, seeded
@@ -60,11 +60,18 @@ _DROPOUT = nn.modules.dropout._DropoutNd
 
 
 def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None = None) -> Iterator[dict[str, Any]]:
-    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader."""
+    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader.
+
+    Args:
+        model: As it was measured.
+        split: The images.
+        rows: The table of the measurement.
+        classes: How many classes the data are known to have; None where only labels are known.
+    """
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
     made: dict[str, Callable[[], Verdict]] = {
         "chance_accuracy": lambda: _chance(clean),
-        "classes": lambda: _classes(clean, classes or int(split.y.max()) + 1),
+        "classes": lambda: _classes(clean, classes),
         "image_range": lambda: _range(split),
         "normalisation_outside": lambda: _normalisation(model, split),
         "activation_modules": lambda: _activations(model),
@@ -105,15 +112,21 @@ def _chance(clean: pl.DataFrame) -> Verdict:
     return problem, f"Above chance: {found}."
 
 
-def _classes(clean: pl.DataFrame, classes: int) -> Verdict:
+def _classes(clean: pl.DataFrame, classes: int | None) -> Verdict:
     logits = clean.filter(pl.col("metric") == "accuracy").row(0, named=True)["d"]
-    problem = None
-    if logits != classes:
-        problem = (
-            f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
-            "output i of the network (folders are numbered in alphabetical order)."
-        )
-    return problem, f"The network gives as many logits as the data have classes, {classes}."
+    if classes is None:
+        return None, f"Every label has one of the network's {logits} logits; what the classes are, the data do not say."
+    return other_classes(classes, logits), f"The network gives as many logits as the data have classes, {classes}."
+
+
+def other_classes(classes: int, logits: int) -> str | None:
+    """The sentence for a network of another number of logits than the data have classes."""
+    if logits == classes:
+        return None
+    return (
+        f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
+        "output i of the network."
+    )
 
 
 def _range(split: Split) -> Verdict:
@@ -229,6 +242,7 @@ def attack_checks(
     """
     refuse_frozen(model, "Robustness")
     split = as_split(data).near(model)
+    need_labels(split, "attack_checks")
     split = split.take(min(images, len(split)))
     training = {name for name, part in _modules(model).items() if part.training}
     rows = []
@@ -269,7 +283,7 @@ class _Subject:
     def of(cls, model: Model, split: Split, eps: float, batch_size: int, seed: int, training: set[str]) -> "_Subject":
         """Ask the network twice."""
         first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
-        check_labels(split.y, first)
+        check_labels(split, first.shape[1])
         return cls(model, split, eps, batch_size, seed, training, first, second)
 
     @property

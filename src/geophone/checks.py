@@ -35,6 +35,7 @@ from geophone.record import (
     check_labels,
     layers_of,
     logits_of,
+    need_labels,
     positions,
     spatial_mean,
     token_mean,
@@ -87,14 +88,14 @@ def checks(
         model: The network that was measured.
         split: The images that it was measured with.
         rows: The measurement.
-        classes: Of the data; default as many as the labels say.
+        classes: How many classes the data are known to have; None where only labels are known.
         layers: Those that were recorded, as for `measure`.
         reduce: What reduced their responses.
     """
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
     made: dict[str, Callable[[], Verdict]] = {
         "chance_accuracy": lambda: _chance(clean),
-        "classes": lambda: _classes(clean, classes or int(split.y.max()) + 1),
+        "classes": lambda: _classes(clean, classes),
         "image_range": lambda: _range(split),
         "normalisation_outside": lambda: _normalisation(model, split),
         "activation_modules": lambda: _activations(model),
@@ -157,15 +158,21 @@ def _chance(clean: pl.DataFrame) -> Verdict:
     return problem, f"Above chance: {found}."
 
 
-def _classes(clean: pl.DataFrame, classes: int) -> Verdict:
+def _classes(clean: pl.DataFrame, classes: int | None) -> Verdict:
     logits = clean.filter(pl.col("metric") == "accuracy").row(0, named=True)["d"]
-    problem = None
-    if logits != classes:
-        problem = (
-            f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
-            "output i of the network (folders are numbered in alphabetical order)."
-        )
-    return problem, f"The network gives as many logits as the data have classes, {classes}."
+    if classes is None:
+        return None, f"Every label has one of the network's {logits} logits; what the classes are, the data do not say."
+    return other_classes(classes, logits), f"The network gives as many logits as the data have classes, {classes}."
+
+
+def other_classes(classes: int, logits: int) -> str | None:
+    """The sentence for a network of another number of logits than the data have classes."""
+    if logits == classes:
+        return None
+    return (
+        f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
+        "output i of the network."
+    )
 
 
 def _range(split: Split) -> Verdict:
@@ -309,6 +316,7 @@ def attack_checks(
     """
     refuse_frozen(model, "Robustness")
     split = as_split(data).near(model)
+    need_labels(split, "attack_checks")
     split = split.take(min(images, len(split)))
     training = {name for name, part in _modules(model).items() if part.training}
     rows = []
@@ -349,7 +357,7 @@ class _Subject:
     def of(cls, model: Model, split: Split, eps: float, batch_size: int, seed: int, training: set[str]) -> "_Subject":
         """Ask the network twice."""
         first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
-        check_labels(split.y, first)
+        check_labels(split, first.shape[1])
         return cls(model, split, eps, batch_size, seed, training, first, second)
 
     @property

@@ -1,7 +1,7 @@
 """The command line."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -236,8 +236,7 @@ def scan_command(
             seed=seed,
             progress=lambda done, steps: bars.update(task, completed=done, total=steps),
         )
-    for problem in found.problems:
-        click.echo(f"warning: {problem}", err=True)
+    _warn(found.problems)
     click.echo(str(found.report))
 
 
@@ -289,6 +288,7 @@ def attack_command(
             device=device,
             progress=lambda done, steps: bars.update(task, completed=done, total=steps),
         )
+    _warn(found.problems)
     table = Table(box=None, pad_edge=False)
     for heading in ("attack", "robust accuracy", "95 % interval"):
         table.add_column(heading, overflow="fold")
@@ -363,6 +363,7 @@ def compare_command(
             device=device,
             progress=lambda done, steps: bars.update(task, completed=done, total=steps),
         )
+    _warn(found.problems)
     click.echo(str(found.report))
 
 
@@ -388,6 +389,12 @@ def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
 def report(folder: Path, out: Path | None) -> None:
     """Write the report of a study's FOLDER anew from its table."""
     click.echo(str(write_report(folder, out)))
+
+
+def _warn(problems: Iterable[str]) -> None:
+    """Say what looks wrong, on standard error."""
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:

@@ -13,6 +13,10 @@ class GeophoneError(ValueError):
     """Bad input. The command line prints the message on one line and exits with 2."""
 
 
+class Unlabelled(GeophoneError):
+    """Something needs labels, and the images have none."""
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str], remedy: str = "") -> GeophoneError:
     """The error for a name that is not among the allowed ones, with the nearest that is.
 

@@ -26,8 +26,8 @@ from geophone.record import (
     PROBED,
     RandomProjection,
     answers_at_random,
+    check_attacked,
     check_axes,
-    check_labels,
     check_ran,
     layers_of,
     logits_of,
@@ -42,6 +42,7 @@ from geophone.types import (
     deterministic,
     device_of,
     evaluating,
+    family_name,
     full_precision,
     reseed,
     seeded,
@@ -110,7 +111,8 @@ def exemplar_manifolds(
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
-        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
+        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`; labels are
+            needed by attacks only.
         perturbations: What to shake the images with: objects, or text as `grid` reads it. An attack needs a random
             start, or all copies are one.
         layers: Module names or shell patterns; default every activation and block output.
@@ -147,7 +149,10 @@ def exemplar_manifolds(
     net = unwrapped(model)
     if shaken:
         refuse_frozen(net, "Robustness")
-    noisy = any(map(is_attack, shaken)) and answers_at_random(net, chosen)
+    attacks = [shake for shake in shaken if is_attack(shake)]
+    noisy = bool(attacks) and answers_at_random(net, chosen)
+    if attacks:
+        check_attacked(net, split, family_name(attacks[0]))
     wanted = [] if layers is None else layers_of(net, layers)
     project = RandomProjection(features, seed)
     steps, done = exemplars * (1 + len(shaken)), 0
@@ -195,7 +200,7 @@ def _copies(
         x = shake(x, y, net, draws(seed, "exemplars", name, index=index))
     reseed(key(seed, "exemplars", "network", name, which), x.device)
     with tap(net, layers, project) as seen:
-        check_labels(y, logits_of(net, x))
+        logits_of(net, x)
         return {PIXELS: project(x), **seen}
 
 

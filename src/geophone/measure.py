@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geophone import table
 from geophone.data import Split, as_split
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, Unlabelled
 from geophone.metrics import Metric, Undefined, default_metrics
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
@@ -27,6 +27,7 @@ from geophone.record import (
     check_ran,
     layers_of,
     logits_of,
+    need_labels,
     spatial_mean,
     tap,
     unwrapped,
@@ -40,6 +41,7 @@ from geophone.types import (
     Perturbation,
     deterministic,
     evaluating,
+    family_name,
     full_precision,
     level_of,
     seeded,
@@ -57,6 +59,8 @@ class _Condition:
     columns: dict[str, Any]
     perturbation: Perturbation | None
     sums: dict[Key, Any] = field(default_factory=dict)
+    missing: dict[Key, str] = field(default_factory=dict)
+    """Why there is no sum: the images lack the labels that it needs."""
 
     @property
     def attack(self) -> Perturbation | None:
@@ -64,8 +68,12 @@ class _Condition:
         return self.perturbation if self.perturbation is not None and is_attack(self.perturbation) else None
 
     def add(self, layer: str | None, statistic: type[Any], shuffled: bool, batch: Batch | Pair) -> None:
-        part = statistic.of(batch)
         key = (layer, statistic, shuffled)
+        try:
+            part = statistic.of(batch)
+        except Unlabelled as reason:
+            self.missing[key] = str(reason)
+            return
         self.sums[key] = self.sums[key] + part if key in self.sums else part
 
 
@@ -94,7 +102,8 @@ def measure(
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
-        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
+        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`; or images
+            alone: what needs labels is then null, and attacks are refused.
         perturbations: What to shake the images with, besides leaving them clean: objects, or text as `grid` reads it.
         layers: Module names or shell patterns; default every activation and block output.
         metrics: Names of registered metrics; default all but those that are measured only when asked for.
@@ -116,6 +125,8 @@ def measure(
     conditions = [_Condition(columns_of(p), p) for p in (None, *shakes(perturbations, split.x.shape))]
     if len(conditions) > 1:
         refuse_frozen(model, "Robustness")
+    if attack := next((c.attack for c in conditions if c.attack is not None), None):
+        need_labels(split, family_name(attack))
     wanted = [] if layers is None else layers_of(model, layers)
     project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
     depth: dict[str, int] = {}
@@ -137,8 +148,8 @@ def measure(
                     x = _perturbed(condition.perturbation, name, batch, model, seed, weaker)
                 logits, responses, points = _responses(model, x, layers, reduce, project)
                 check_ran(wanted, responses)
-                if condition.perturbation is None:
-                    check_labels(batch.y, logits)
+                if condition.perturbation is None and number == 0:
+                    check_labels(split, logits.shape[1])
                 _sum_up(condition, chosen, batch, x, logits, responses, points, shuffled_y, clean)
                 if condition.perturbation is None:
                     clean = responses
@@ -234,6 +245,10 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
     """The condition's rows: every metric of the network, then of each layer; single units on clean images only."""
     for metric in chosen:
         common = {**condition.columns, "metric": metric.name}
+        for (layer, *needs), reason in condition.missing.items():
+            if tuple(needs) == _needs(metric):
+                where = {} if layer is None else {"layer": layer, "depth": depth[layer]}
+                yield {**common, **where, "note": reason}
         layers = [layer for layer, statistic, shuffled in condition.sums if (statistic, shuffled) == _needs(metric)]
         layer_values, units = [], 0
         for layer in layers:

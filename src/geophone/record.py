@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from geophone.data import Split
-from geophone.errors import GeophoneError, check_counts, unknown
+from geophone.errors import GeophoneError, Unlabelled, check_counts, unknown
 from geophone.geometry.clouds import projection
 from geophone.models.stochastic import is_stochastic
 from geophone.rng import stream
@@ -499,13 +499,61 @@ def answers_at_random(model: Model, split: Split) -> bool:
         return is_stochastic(net) or asked_twice(net, split)[1]
 
 
-def check_labels(y: Int[Tensor, " n"], logits: Float[Tensor, "m k"]) -> None:
-    """Raise an error for a label that the network has no logit for."""
-    if int(y.max()) >= logits.shape[1]:
+def check_labels(split: Split, k: int) -> None:
+    """Whether label i can mean output i of a network of k outputs; images without labels pass.
+
+    More outputs than labels are no fault in themselves: a part of a data set has no example of some classes.
+
+    Raises:
+        GeophoneError: a label that the network has no output for; or labels that were counted off, as class folders
+            are in alphabetical order, where the network has another number of outputs.
+    """
+    if not len(split) or not split.labelled:
+        return
+    highest = int(split.y.max())
+    if highest >= k:
         raise GeophoneError(
-            f"label {int(y.max())} is out of range: the network gives {logits.shape[1]} logits, so labels run from 0 "
-            f"to {logits.shape[1] - 1}. Check that the data set is the one the network was trained for."
+            f"label {highest} is out of range: the network gives {k} logits, so labels run from 0 to {k - 1}. Check "
+            "that the data set is the one the network was trained for."
         )
+    if split.outputs is not None and split.outputs != k:
+        raise GeophoneError(
+            f"the data have {split.outputs} class folders, numbered in alphabetical order, and the network gives {k} "
+            "logits: which folder is which output can't be told. Name the outputs in their order in a file (ImageNet's "
+            "imagenet_class_index.json or LOC_synset_mapping.txt, or one name a line): imagefolder(path='…', "
+            "classes='names.txt')."
+        )
+
+
+def need_labels(split: Split, what: str) -> None:
+    """Raise an error for images without labels, in the name of what can't do without.
+
+    Raises:
+        Unlabelled: they have none.
+    """
+    if not split.labelled:
+        raise Unlabelled(
+            f"{what} needs labels, which these images lack. Give them with the images: a pair (x, y), y beside x in "
+            "the .npz, or a folder for each class."
+        )
+
+
+def check_attacked(model: Model, split: Split, what: str) -> None:
+    """Whether a network can be attacked with, or trained on, these labels: they are there, and mean its outputs.
+
+    Args:
+        model: Asked once, about one image.
+        split: The images, on its device.
+        what: Needs the labels, in the user's words.
+
+    Raises:
+        GeophoneError: as `need_labels`, `check_labels` and `logits_of`.
+    """
+    need_labels(split, what)
+    if len(split):
+        first = split.x[:1].float() / (255 if split.x.dtype == torch.uint8 else 1)
+        with evaluating(model), full_precision(), deterministic(), seeded(0, first.device), torch.no_grad():
+            check_labels(split, logits_of(model, first).shape[1])
 
 
 def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,7 @@ from geophone.models.stochastic import refuse_frozen
 from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row
 from geophone.perturb.attacks.losses import margin
-from geophone.record import asked_twice, check_labels, logits_of
+from geophone.record import asked_twice, check_labels, logits_of, need_labels
 from geophone.rng import draws, key
 from geophone.types import (
     Batch,
@@ -66,6 +66,7 @@ class Survival:
         classes: Number of logits.
         draws: Draws of the network's noise that each gradient of each attack was averaged over; 1 for none, and for a
             network that is not stochastic.
+        problems: What looks wrong with network and data, in sentences: see `geophone.scan.attack`.
     """
 
     attacks: tuple[str, ...]
@@ -79,6 +80,7 @@ class Survival:
     passes: int
     classes: int
     draws: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -374,7 +376,8 @@ class _Judge:
     def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
         """Ask the network the same twice, to know whether it answers at random."""
         first, stochastic = asked_twice(model, split)
-        check_labels(split.y, first)
+        need_labels(split, "an attack")
+        check_labels(split, first.shape[1])
         return cls(model, passes or (PASSES if stochastic else 1), first.shape[1], stochastic)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

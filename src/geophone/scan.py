@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from geophone import table
-from geophone.checks import AVERAGING, attack_checks, axes_check, checks
+from geophone.checks import AVERAGING, attack_checks, axes_check, checks, other_classes
 from geophone.data import ImageData, Split, as_split, load
 from geophone.errors import GeophoneError
 from geophone.files import make_folder
@@ -19,7 +19,7 @@ from geophone.measure import measure
 from geophone.metrics import default_metrics
 from geophone.models import load_model
 from geophone.provenance import now, write_provenance
-from geophone.record import Reduce, spatial_mean
+from geophone.record import Reduce, need_labels, spatial_mean
 from geophone.registry import load_entry_points
 from geophone.report import write_report
 from geophone.robustness import Survival, survival, with_radius
@@ -96,6 +96,7 @@ def scan(
     """
     started, clock = now(), time.monotonic()
     made, source, split = _opened(model, data, factory, images, device)
+    need_labels(split, "scan")
     drawn = with_radius(curves)
     label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
     columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
@@ -112,8 +113,11 @@ def scan(
     )
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     rows = rows.vstack(radii(made, split, drawn, columns=columns, **common))
-    classes = len(source.classes) if isinstance(source, ImageData) else None
-    found = [*checks(made, split, rows, classes, layers, reduce), *attack_checks(made, split, seed=seed)]
+    found = [
+        *checks(made, split, rows, _classes(source), layers, reduce),
+        *attack_checks(made, split, seed=seed),
+        *_left_out(source),
+    ]
     rows = rows.vstack(table.frame({**columns, **row} for row in found))
     return _written(rows, folder, page, f"Scan of {label}", made, seed, (started, clock))
 
@@ -134,6 +138,8 @@ def attack(
 ) -> Survival:
     """Which images of a network survive which attacks: `survival` for whatever `scan` takes as network and data.
 
+    `problems` of what it returns says where the data have other classes than the network, and what was not read.
+
     Args:
         model: As for `scan`.
         data: As for `scan`.
@@ -152,9 +158,14 @@ def attack(
 
     >>> attack("my.py:model", "fashion_mnist_mini", "LinfAutoAttack(eps=8/255)").accuracy()
     """
-    made, _, split = _opened(model, data, factory, images, device)
+    made, source, split = _opened(model, data, factory, images, device)
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    return survival(made, split, attacks, restarts=restarts, every=every, **common)
+    found = survival(made, split, attacks, restarts=restarts, every=every, **common)
+    problems = [row["note"] for row in _left_out(source)]
+    classes = _classes(source)
+    if classes is not None and (other := other_classes(classes, found.classes)):
+        problems.append(other)
+    return replace(found, problems=tuple(problems))
 
 
 def compare_networks(
@@ -210,7 +221,7 @@ def compare_networks(
     jobs = [{"job": f"scan {i}", "dataset": dataset, "model": name} for i, name in enumerate(names, start=1)]
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     drawn_by: dict[str, Any] = {**common, "reduce": reduce, "points": points, "progress": progress}
-    rows = []
+    rows = [table.frame({**jobs[0], **row} for row in _left_out(source))]
     for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
         rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, **common))
         if reduce in AVERAGING:
@@ -246,6 +257,18 @@ def _written(
         seeds=[seed],
     )
     return Scan(rows, write_report(folder, page))
+
+
+def _classes(source: Any) -> int | None:
+    """How many classes the data are known to have."""
+    return len(source.classes) if isinstance(source, ImageData) and source.named else None
+
+
+def _left_out(source: Any) -> list[dict[str, Any]]:
+    """The row that says what of the data was not read, where something was not."""
+    if not isinstance(source, ImageData) or not source.left_out:
+        return []
+    return [{"metric": "check.left_out", "value": 1.0, "note": " ".join(source.left_out), "n": len(source.test)}]
 
 
 def _labels(*models: Model | str | Path) -> list[str]:

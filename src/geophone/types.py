@@ -12,13 +12,16 @@ import torch.utils.deterministic
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, Unlabelled
 from geophone.rng import Draws
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
 ROUNDING = 1e-6
 """How far images may leave [0, 1] and still count as in it: resizing in float32 does as much."""
+
+UNLABELLED = -1
+"""The label of an image that has none. No class bears it, so nothing counts it as a right or a wrong answer."""
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # the variable that cuBLAS reads for its deterministic kernels
 _WRITES = (
@@ -33,7 +36,7 @@ class Batch:
 
     Attributes:
         x: What the stream carries, examples first: images `[n, c, h, w]`, responses `[n, d]`, logits `[n, k]`.
-        y: Class labels `[n]`, int64.
+        y: Class labels `[n]`, int64; all `UNLABELLED` where there are none. What reads them takes `labels`.
         index: Position of each example in its data set `[n]`, int64. Randomness is keyed by it, so results do not
             depend on batch size or order, but for the noise of a stochastic network.
     """
@@ -44,6 +47,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class labels, of whatever needs them.
+
+        Raises:
+            Unlabelled: there are none.
+        """
+        if len(self.y) and bool((self.y == UNLABELLED).any()):
+            raise Unlabelled("needs labels, which these images lack")
+        return self.y
 
     def with_x(self, x: Tensor) -> "Batch":
         """The same examples with something else in `x`."""

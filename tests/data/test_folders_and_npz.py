@@ -307,7 +307,14 @@ def test_npz_with_floats_is_all_test(tmp_path):
 BAD_ARRAYS = {
     "other names": ({"images": X, "labels": Y}, r"holds images, labels; allowed are x_train"),
     "no test": ({"x_train": X, "y_train": Y}, r"holds x_train, y_train; allowed are"),
-    "no labels": ({"x": X}, r"holds x; allowed are"),
+    "no training labels": ({"x_train": X, "x_test": X}, "x_train has no y_train; only the test part may be without"),
+    "labels of nothing": ({"x_test": X, "y_val": Y}, "y_val has no x_val; give the images"),
+    "a label that is an id": (
+        {"x": X, "y": Y * 10**12},
+        "labels run from 0 to 3000000000000; allowed are 0 and up, be",
+    ),
+    "long doubles": ({"x": X / np.longdouble(255), "y": Y}, "images are of the type float128; allowed are numbers of"),
+    "a matrix of names": ({"x": X, "y": Y, "classes": np.full((2, 2), "a")}, r"`classes` is <U1 \[2, 2\]; allowed is"),
     "pixels to 255": ({"x": X.astype(np.float32), "y": Y}, r"mine.npz, test part: the images run from 0 to 255"),
     "other sizes": (
         {"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y},

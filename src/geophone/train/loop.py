@@ -16,6 +16,7 @@ from geophone.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
 from geophone.data import ImageData, crop_flip
 from geophone.errors import GeophoneError, unknown
 from geophone.files import replacing
+from geophone.record import check_attacked
 from geophone.registry import PERTURBATIONS
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
@@ -164,9 +165,9 @@ def fit(
         an attack in the l∞ ball, `fgsm`, the same under one step of its radius.
 
     Raises:
-        GeophoneError: no training images, no validation images where robust accuracy on them is asked for, nothing to
-            measure it by, a network that the recipe is not for, a loss that is not finite, or a checkpoint of something
-            else.
+        GeophoneError: no training images, labels that they lack or that the network has no output for, no validation
+            images where robust accuracy on them is asked for, nothing to measure it by, a network that the recipe is
+            not for, a loss that is not finite, or a checkpoint of something else.
     """
     device = device_of(model)
     data = data.to(device)
@@ -178,6 +179,7 @@ def fit(
         )
     if (check := getattr(recipe, "check_network", None)) is not None:
         check(model)
+    check_attacked(model, data.train, "training")
     shaken = watched(recipe, training)
     if not len(data.val) and (training.keep == "robust" or training.validate is not None):
         raise GeophoneError(

@@ -4,13 +4,29 @@ Every message says what was wrong, where, what is allowed, and what to do about 
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 class GeophoneError(ValueError):
-    """Bad input. The command line prints the message on one line and exits with 2."""
+    """Bad input. The message is one line, as `plain` makes it; the command line prints it and exits with 2."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message))
+
+
+def plain(text: str) -> str:
+    """What a library, or the user's code, says of itself as one line: no colours, no control characters.
+
+    Bytes of a file's name that are no text are written out, so that the line can be printed anywhere.
+    """
+    lines = _ESCAPES.sub("", text).encode("utf-8", "backslashreplace").decode().splitlines()
+    return " ".join(line for line in (_CONTROLS.sub(" ", line).strip() for line in lines) if line)
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], remedy: str = "") -> GeophoneError:

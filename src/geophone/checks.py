@@ -16,7 +16,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from geophone.data import Split, as_split
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, plain
 from geophone.metrics import Undefined
 from geophone.models.stochastic import Noisy, noisy_layers, refuse_frozen, silenced, why_silent
 from geophone.perturb.attacks.apgd import LinfAPGD
@@ -70,8 +70,28 @@ _FEW, _MANY = 5, 40  # steps
 _FAR, _FAR_STEPS = 0.5, 20
 _DRAWS = 5  # gradients that are averaged, for stochastic networks
 _ALONE = 16  # images that are also asked for one by one
+_GRADIENT = 3  # passes that a gradient costs
+_PASSES = {  # forward passes over the images that each check costs, of a network that holds out
+    "gradients": 2 * _GRADIENT,
+    "noise_is_on": 1,
+    "black_box": 2 * _GRADIENT * _WHITE_STEPS + _QUERIES,
+    "large_eps": _GRADIENT * _FAR_STEPS,
+    "more_steps": _GRADIENT * (_FEW + _MANY),
+    "batch_dependence": 2,
+}
+_ASKED = 2  # passes before the first check
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _DROPOUT = nn.modules.dropout._DropoutNd
+
+
+CHECK_IMAGES = 200
+"""How many images `attack_checks` takes at most, and `checks` five times as many."""
+
+
+def check_passes(images: int) -> tuple[int, int]:
+    """About how many forward passes, of one image each, `checks` and `attack_checks` cost for so many images."""
+    asked = 2 * min(images, 5 * CHECK_IMAGES)
+    return asked, min(images, CHECK_IMAGES) * (_ASKED + sum(_PASSES.values()))
 
 
 def checks(
@@ -81,6 +101,8 @@ def checks(
     classes: int | None = None,
     layers: Sequence[str] | None = None,
     reduce: Reduce = spatial_mean,
+    *,
+    batch_size: int = 256,
 ) -> Iterator[dict[str, Any]]:
     """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader.
 
@@ -91,13 +113,14 @@ def checks(
         classes: How many classes the data are known to have; None where only labels are known.
         layers: Those that were recorded, as for `measure`.
         reduce: What reduced their responses.
+        batch_size: Images per batch.
     """
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
     made: dict[str, Callable[[], Verdict]] = {
         "chance_accuracy": lambda: _chance(clean),
         "classes": lambda: _classes(clean, classes),
         "image_range": lambda: _range(split),
-        "normalisation_outside": lambda: _normalisation(model, split),
+        "normalisation_outside": lambda: _normalisation(model, split, batch_size),
         "activation_modules": lambda: _activations(model),
         "dead_layers": lambda: _dead_layers(clean),
         "samples_for_width": lambda: _samples(clean),
@@ -140,7 +163,7 @@ def _row(name: str, check: Callable[[], Verdict], n: int) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the user's own code fails in any way, such as for the last image left
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = plain(str(error).partition("\n")[0]) or type(error).__name__
         return {**row, "value": None, "note": f"{name.replace('_', ' ').capitalize()}: {reason}"}
     return {**row, "value": float(problem is not None), "note": problem or fine}
 
@@ -186,16 +209,16 @@ def _range(split: Split) -> Verdict:
     return problem, f"The images fill [{low:.3f}, {high:.3f}] of [0, 1]."
 
 
-def _normalisation(model: Model, split: Split) -> Verdict:
+def _normalisation(model: Model, split: Split, batch_size: int) -> Verdict:
     """Does the network do better when the images are standardised outside it? Then it expects that."""
-    part = split.take(min(len(split), 1000)).near(model)
+    part = split.take(min(len(split), 5 * CHECK_IMAGES)).near(model)
     noise = seeded(key("checks", "normalisation"), part.x.device)  # of a stochastic network
     with evaluating(model), full_precision(), deterministic(), noise, torch.no_grad():
-        x = torch.cat([batch.x for batch in part.batches(256)])
+        x = torch.cat([batch.x for batch in part.batches(batch_size)])
         mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
 
         def accuracy(images: torch.Tensor) -> float:
-            answers = [logits_of(model, chunk).argmax(1) for chunk in images.split(256)]
+            answers = [logits_of(model, chunk).argmax(1) for chunk in images.split(batch_size)]
             return float((torch.cat(answers) == part.y).double().mean())
 
         raw = accuracy(x)
@@ -287,9 +310,10 @@ def attack_checks(
     data: Any,
     *,
     eps: float = 8 / 255,
-    images: int = 200,
+    images: int = CHECK_IMAGES,
     batch_size: int = 256,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Can the robustness of this network be believed? One row for each check, as `checks` gives them.
 
@@ -307,6 +331,7 @@ def attack_checks(
         images: How many images at most, the first of each class.
         batch_size: Images per batch.
         seed: Keys everything random.
+        progress: Called with (steps done, steps in all); a step is about one pass over the images.
 
     Raises:
         GeophoneError: images or labels that can't be used, such as images outside [0, 1], a network without logits
@@ -320,6 +345,7 @@ def attack_checks(
     split = split.take(min(images, len(split)))
     training = {name for name, part in _modules(model).items() if part.training}
     rows = []
+    steps = _ASKED + sum(_PASSES.get(name, 0) for name in _ATTACK_CHECKS)
     with (
         evaluating(model),
         full_precision(),
@@ -327,9 +353,18 @@ def attack_checks(
         torch.no_grad(),
         seeded(key(seed, "checks"), split.x.device),
     ):
-        subject = _Subject.of(model, split, eps, batch_size, seed, training)
+        done, cost = 0, _ASKED
+
+        def step(share: float) -> None:
+            if progress is not None:
+                progress(done + round(share * cost), steps)
+
+        subject = _Subject.of(model, split, eps, batch_size, seed, training, step)
+        step(1.0)
         for name, check in _ATTACK_CHECKS.items():
+            done, cost = done + cost, _PASSES.get(name, 0)
             rows.append(_row(name, partial(check, subject), len(split)))
+            step(1.0)
     return rows
 
 
@@ -342,6 +377,7 @@ class _Subject:
         training: Names of the modules that were handed over in training mode.
         logits: Of the first pass.
         again: Of the second.
+        step: Called with the share of a check that is done.
     """
 
     model: Model
@@ -352,13 +388,23 @@ class _Subject:
     training: set[str]
     logits: Float[Tensor, "n k"]
     again: Float[Tensor, "n k"]
+    step: Callable[[float], None]
 
     @classmethod
-    def of(cls, model: Model, split: Split, eps: float, batch_size: int, seed: int, training: set[str]) -> "_Subject":
+    def of(
+        cls,
+        model: Model,
+        split: Split,
+        eps: float,
+        batch_size: int,
+        seed: int,
+        training: set[str],
+        step: Callable[[float], None],
+    ) -> "_Subject":
         """Ask the network twice."""
         first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
         check_labels(split, first.shape[1])
-        return cls(model, split, eps, batch_size, seed, training, first, second)
+        return cls(model, split, eps, batch_size, seed, training, first, second, step)
 
     @property
     def stochastic(self) -> bool:
@@ -526,6 +572,7 @@ def _black_box(subject: _Subject) -> Verdict:
         every=False,
         batch_size=subject.batch_size,
         seed=subject.seed,
+        progress=lambda done, steps: subject.step(done / steps),
     )
     held = found.rate[:, :-1, 0].nan_to_num(math.inf).amin(1)
     beaten = int((found.rate[:, -1, 0] < held).sum())  # each 0 or 1; NaN, which is less than nothing, where not run

@@ -224,7 +224,7 @@ def survival(
         passes: Passes that judge an example; default 1, or 50 for a stochastic network.
         batch_size: Images per batch.
         seed: Keys the attacks' randomness, and the network's own if it has any.
-        progress: Called with (steps done, steps in all).
+        progress: Called with (steps done, steps in all); a step is one try of one attack on one batch.
 
     Raises:
         GeophoneError: no attacks, counts that are not whole numbers from 1, a network and data that do not fit, or a
@@ -233,12 +233,13 @@ def survival(
     >>> survival(model, "fashion_mnist_mini", "LinfAPGD(eps=8/255), LinfSquare(eps=8/255)").accuracy()
     """
     check_counts(restarts=restarts, passes=passes, batch_size=batch_size)
-    chosen = _members(_named(attacks))
+    chosen = members(attacks)
     if not chosen:
         raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
     parts = []
     split = as_split(data).near(model)
-    steps = -(-len(split) // batch_size)
+    each = len(chosen) * restarts
+    steps = -(-len(split) // batch_size) * each
     with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, chosen)
@@ -246,9 +247,12 @@ def survival(
         run = [averaging(attack, judge.stochastic) for attack in chosen]
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "survival", number), split.x.device)
-            parts.append(_survive(judge, batch, run, restarts, every, seed))
-            if progress is not None:
-                progress(number + 1, steps)
+
+            def step(tried: int, before: int = number * each) -> None:
+                if progress is not None:
+                    progress(before + tried, steps)
+
+            parts.append(_survive(judge, batch, run, restarts, every, seed, step))
     rate, margins, distance, judged, union, clean = (torch.cat(column) for column in zip(*parts, strict=True))
     names = tuple(describe(attack) for attack in chosen)
     index = split.index.cpu()
@@ -350,6 +354,11 @@ def curves(
     return table.frame(found)
 
 
+def members(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
+    """What `survival` runs for these attacks, in its order: an ensemble's members in its place, each once."""
+    return _members(_named(attacks))
+
+
 def with_radius(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
     """The attacks that curves can be drawn of, each once whatever its radius; none for an empty text.
 
@@ -424,7 +433,13 @@ def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, r
 
 
 def _survive(
-    judge: _Judge, batch: Batch, attacks: Sequence[Perturbation], restarts: int, every: bool, seed: int
+    judge: _Judge,
+    batch: Batch,
+    attacks: Sequence[Perturbation],
+    restarts: int,
+    every: bool,
+    seed: int,
+    step: Callable[[int], None] = lambda tried: None,
 ) -> tuple[Tensor, ...]:
     """Of one batch: rate, margin, distance `[n, attacks, restarts]`, judged `[n, attacks]`, union and clean `[n]`."""
     x, y = batch.x, batch.y
@@ -441,6 +456,7 @@ def _survive(
             standing = right & (worst[a if every else -1][0] > 0)
             rows = all_rows[standing]
             if not len(rows):
+                step(a * restarts + r + 1)
                 continue
             found = _attacked(judge, batch, rows, attack, r, seed)
             rate[rows, a, r], margins[rows, a, r] = judge(found, y[rows])
@@ -449,6 +465,7 @@ def _survive(
                 lower = rate[rows, a, r] < least[rows]
                 image[rows[lower]] = found[lower]
                 least[rows[lower]] = rate[rows, a, r][lower]
+            step(a * restarts + r + 1)
     judged = [least if judge.passes == 1 else judge(image, y)[0] for least, image in worst]
     table_ = torch.stack(judged[:-1], dim=1)
     if not every:

@@ -78,7 +78,12 @@ def empty() -> pl.DataFrame:
 def write(table: pl.DataFrame, path: Path) -> None:
     """Write one shard, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_bytes(parquet(table.select(list(SCHEMA))))
+        temporary.write_bytes(as_bytes(table))
+
+
+def as_bytes(table: pl.DataFrame) -> bytes:
+    """A shard as it is written."""
+    return parquet(table.select(list(SCHEMA)))
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -90,7 +95,12 @@ def read(path: Path) -> pl.DataFrame:
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not shards or not all(shard.is_file() for shard in shards):
         raise GeophoneError(f"no table at {path}. A study or scan writes one; `geophone run demo` makes an example.")
-    return pl.concat([_read_shard(shard) for shard in shards]).sort(KEYS, nulls_last=False, maintain_order=True)
+    return in_order(pl.concat([_read_shard(shard) for shard in shards]))
+
+
+def in_order(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows in the order in which a table is read."""
+    return table.sort(KEYS, nulls_last=False, maintain_order=True)
 
 
 def is_whole(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """The words that every room shares: what a batch, a perturbation and a recipe are."""
 
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -162,6 +163,11 @@ def device_of(model: Model, without: torch.device | None = None) -> torch.device
     return without or torch.device("cpu")
 
 
+def device_name(device: str) -> str:
+    """What a reader calls a device: the kind of GPU or of processor, where the machine tells."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or device
+
+
 def unwrapped(model: Model) -> nn.Module:
     """The module to tap and to run: a compiled one ignores hooks that come after it was compiled.
 
@@ -182,8 +188,8 @@ def usable_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()  # a device without data, as meta is, has no answer
+    except Exception as error:  # each kind of device is missing in a way of its own
         reason = str(error).partition("\n")[0]
         raise GeophoneError(
             f"the device {name!r} cannot be used here ({reason}). Use cpu, or a device that is there."

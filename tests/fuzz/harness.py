@@ -49,6 +49,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -332,6 +333,7 @@ def _run_cases(one: Format, numbers: Iterable[int], root: Path, seed: Path, answ
     os.setpgid(0, 0)
     for descriptor in (1, 2):
         os.dup2(os.memfd_create("said"), descriptor)
+    socket.socket.connect = _no_network  # type: ignore[method-assign]
     for number in numbers:
         try:
             case = mutated(one, number, root / f"case-{number}", seed)
@@ -339,7 +341,9 @@ def _run_cases(one: Format, numbers: Iterable[int], root: Path, seed: Path, answ
             _send(answer, {"kind": "failed", "text": f"a mutator raised: {error!r}", "trace": traceback.format_exc()})
             return
         _send(answer, {"done": case.done})
+        _printed(1), _printed(2)  # by the mutators
         os.chdir(case.folder)
+        os.environ.update(HOME=str(case.folder), XDG_CACHE_HOME=str(case.folder))
         found = judged(one, case)
         _send(answer, found)
         os.chdir(root)
@@ -423,6 +427,10 @@ def _printed(descriptor: int) -> str:
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return text
+
+
+def _no_network(*_: object) -> NoReturn:
+    raise ConnectionRefusedError("a case has no network")
 
 
 def _send(pipe: int, what: dict[str, Any]) -> None:

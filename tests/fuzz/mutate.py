@@ -549,7 +549,7 @@ def damaged_text(text: str, draw: random.Random) -> tuple[str, str]:
     elif what == "other":
         text = draw.choice(TEXTS)
     elif what == "repeat":
-        text = text * draw.choice((2, 100, 10_000))
+        text = (text * draw.choice((2, 100, 10_000)))[:200_000]
     else:
         text = text[:a] + draw.choice(LITERALS) + text[a:]
     return text, what

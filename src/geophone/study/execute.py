@@ -17,20 +17,19 @@ from typing import Any
 
 import polars as pl
 import torch
-from filelock import FileLock, Timeout
 
 from geophone import table
 from geophone.checksums import read_json, write_json
 from geophone.claims import CLAIMS, Claim, judge, write_claims
-from geophone.errors import GeophoneError
-from geophone.files import make_folder
+from geophone.errors import GeophoneError, plain
+from geophone.files import clear, reserved
 from geophone.models.load import CARD, network_is_whole
 from geophone.provenance import now, write_provenance
 from geophone.registry import load_entry_points, load_plugin
 from geophone.study.job import CHECKPOINT, Job, Progress, snapshot_folder
 from geophone.study.studies import Study, Task
 from geophone.train.loop import checkpoint_is_whole
-from geophone.types import usable_device
+from geophone.types import device_name, usable_device
 
 THREADS = 1
 """Torch threads of a job, unless told otherwise: the same on every machine and for any number of workers."""
@@ -80,7 +79,7 @@ def run_study(
     jobs = [job.resolved() for job in study.jobs()]
     pairs = [pair.resolved() for pair in getattr(study, "comparisons", tuple)()]
     every: list[Task] = [*jobs, *pairs]
-    with _locked(make_folder(out)):
+    with _locked(out):
         threads = _settle(out, name, study, device, threads)
         damaged = _remove_damaged(out, every)
         tasks_open = any(not task.shard(out).is_file() for task in every)
@@ -102,7 +101,7 @@ def run_study(
                     )
                 if error is not None:
                     reason = getattr(error, "cause", error)  # Ray wraps errors in a coloured traceback
-                    failures.append(f"{task.label}: {reason}")
+                    failures.append(plain(f"{task.label}: {reason}"))
                     continue
                 report()
             if failures:
@@ -114,7 +113,7 @@ def run_study(
             study=name,
             seconds=time.monotonic() - clock if tasks_open else 0.0,
             started=started,
-            device=device,
+            device=device_name(device),
             threads=threads,
             seeds=sorted({job.seed for job in jobs}),
             jobs=[job.id for job in jobs if job.shard(out).is_file()],
@@ -233,14 +232,9 @@ def _settle(out: Path, name: str, study: Study, device: str, threads: int | None
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keep a second run out of the folder, and clear away what a killed one left half-written."""
-    try:
-        lock = FileLock(out / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise GeophoneError(f"another run is writing in {out}. Wait for it, or choose another --out.") from None
-    with lock:
-        for folder in (out, out / "table", out / "figures", *(out / "jobs").glob("*")):
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+    with reserved(out):
+        for folder in (out / "jobs").glob("*"):
+            clear(folder)
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geophone.errors import GeophoneError
-from geophone.geometry.dimensions import data_dimensions, two_nn_dimension
+from geophone.geometry.dimensions import _by_differences, data_dimensions, two_nearest, two_nn_dimension
 from geophone.metrics import participation_ratio, pca_dim, two_nn
 from geophone.rng import stream
 
@@ -68,8 +68,46 @@ def test_equal_points_have_none():
 def test_two_nn_is_the_metrics():
     flat = torch.rand(400, 3, generator=stream("flat"), dtype=torch.float64)
     made = two_nn_dimension(flat)
-    assert two_nn_dimension(flat[:100]) == two_nn(flat[:100])  # a sample's most of one class
+    assert two_nn(flat) == made  # all points, however many
     # 400 points with edges: within 15 %, where one dimension more would be 33 % off.
     assert made == pytest.approx(3, rel=0.15)
     with pytest.raises(GeophoneError, match="20 different"):
         two_nn_dimension(flat[:10].repeat(5, 1))
+
+
+def test_two_nn_of_many_points_scatters_as_all_of_them_should():
+    """Of 2000 points in the plane the estimates' spread is about 1.5 · 2/√2000 = .07; of 100 of them it would be .3."""
+    draw = stream("planes")
+    found = torch.tensor([two_nn(torch.randn(2000, 2, generator=draw, dtype=torch.float64)) for _ in range(10)])
+    assert float(found.std()) < 0.14
+    assert float(found.mean()) == pytest.approx(2, abs=0.1)
+
+
+def clouds_that_are_hard():
+    draw = stream("hard")
+    x = torch.randn(400, 20, generator=draw, dtype=torch.float64)
+    small = torch.randn(400, 20, generator=draw, dtype=torch.float64)
+    yield "plain", x
+    yield "far from the origin", x + 1e6
+    yield "twins at 1e-9", torch.cat([x, x + 1e-9 * small])
+    # More near-duplicates than candidates: the products tell nothing of them.
+    yield "clusters at 1e-12", torch.cat([x[:20].repeat(20, 1) + 1e-12 * small, x])
+
+
+@pytest.mark.parametrize(("name", "x"), list(clouds_that_are_hard()), ids=lambda v: v if isinstance(v, str) else "")
+def test_the_two_nearest_are_those_by_differences(name, x, monkeypatch):
+    wanted = _by_differences(x, x)
+    monkeypatch.setattr("geophone.geometry.dimensions.BLOCK", 100 * len(x))  # several blocks
+    got = two_nearest(x)
+    # Two ways of summing 20 squares: 1e-15, and float64's own rounding of points 1e6 away cancels in neither.
+    assert torch.allclose(got, wanted, rtol=1e-12, atol=0)
+    # The mutant that believes the products: it is off where points are near each other.
+    if "1e" in name:
+        products = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").topk(3, largest=False).values[:, 1:]
+        assert not torch.allclose(products, wanted, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-34, 1e34, 2.0**700])
+def test_two_nn_does_not_depend_on_scale(scale):
+    flat = torch.rand(200, 3, generator=stream("flat"), dtype=torch.float64)
+    assert two_nn_dimension(scale * flat) == pytest.approx(two_nn_dimension(flat), rel=1e-9)

@@ -22,6 +22,7 @@ from geophone.stats import (
     Outcomes,
     PairSample,
     Sample,
+    UniformSample,
 )
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
 from geophone.types import Batch
@@ -42,7 +43,7 @@ def splits(draw):
 
 
 def test_all_statistics_are_reached_through_the_metrics():
-    responses, pairs = {Activity, ClassMeans, ClassPoints, Moments, Sample}, {CrossMoments, Displacement, PairSample}
+    responses, pairs = {Activity, ClassMeans, ClassPoints, Moments, UniformSample}, {CrossMoments, Displacement, PairSample}
     assert set(STATISTICS) == responses | pairs | {Lengths, Outcomes}
 
 
@@ -92,6 +93,14 @@ class KeepsTheFirstSeen(Sample):
         return Sample(*(torch.cat(pair)[: merged.n] for pair in zip(self._fields(), other._fields(), strict=True)))
 
 
+class KeepsTheLarger(UniformSample):
+    """As many examples as there should be, but not those of the smallest hash."""
+
+    def __add__(self, other):
+        kept = torch.cat((self.rank, other.rank)).argsort(descending=True)[: self.most]
+        return UniformSample(torch.cat((self.rank, other.rank))[kept], torch.cat((self.x, other.x))[kept])
+
+
 class ForgetsTheCross(CrossMoments):
     def __add__(self, other):
         return replace(super().__add__(other), cross=self.cross + other.cross)
@@ -136,7 +145,7 @@ def _as(mutant, statistic):
     "mutant",
     [
         *(ForgetsTheShift, ForgetsTheThird, ForgetsTheFourth, AveragesMeans, ForgetsTheCross),
-        *(ForgetsTheDistanceOfMeans, KeepsTheFirstSeen, TakesTheLarger),
+        *(ForgetsTheDistanceOfMeans, KeepsTheFirstSeen, KeepsTheLarger, TakesTheLarger),
         *(ForgetsTheCrossFourth, ForgetsTheSpread, KeepsTheFirst, CountsTheFirst, KeepsTheOrderOfParts),
     ],
     ids=lambda m: m.__name__,
@@ -178,3 +187,14 @@ def test_a_sample_is_the_same_examples_in_every_layer_and_under_every_split():
     assert torch.equal(whole.x, data.x[whole.index])
     # Chosen at random: neither the first of the data set nor any run of it. 300 of 700 even, 5 standard deviations.
     assert abs(int((whole.index < n // 2).sum()) - 150) < 5 * math.sqrt(300 * 0.25)
+
+
+def test_a_uniform_sample_is_bounded_whatever_the_classes_and_all_of_plain_points():
+    """Its budget holds with a class for every image, and the metric on plain points leaves none out."""
+    n = UniformSample.most + 500
+    data = Batch(torch.randn(n, 2, generator=stream("uniform")), torch.arange(n), torch.arange(n))
+    order = torch.randperm(n, generator=stream("uniform order"))
+    merges_to_the_whole(UniformSample, data, [order[:10], order[10:2100], order[2100:]])
+    assert UniformSample.of(data).n == UniformSample.most
+    assert METRICS["two_nn"].statistic.of(data).n <= UniformSample.most
+    assert UniformSample.of_all(data).n == n

@@ -15,6 +15,12 @@ SHARE = 0.9
 LEAST = 20
 """Different points that TwoNN needs."""
 
+CANDIDATES = 8
+"""Points that are looked at for the two nearest."""
+
+BLOCK = 2**22
+"""Distances that are in memory at once: 32 MiB."""
+
 _LEFT = 1e-12  # a share of the variance that is met exactly counts as met: sums of eigenvalues are known no better
 
 
@@ -76,18 +82,20 @@ def two_nn_dimension(x: Float[Tensor, "m d"]) -> float:
     For points spread evenly on a manifold of d dimensions, μ = r₂/r₁ has the distribution F(μ) = 1 - μ^-d. The
     estimate is the slope through the origin of -ln(1 - F) against ln μ, with F the ranks over the number of points and
     the largest tenth of μ left out. It counts curved dimensions that principal components overestimate; it is biased
-    down above about 10 dimensions. Equal points count once. O(m² d).
+    down above about 10 dimensions. All points are used; equal ones count once. O(m² d) time, O(m d) memory.
 
     Raises:
-        GeophoneError: fewer than 20 different points, or no point nearer to one neighbour than to the next.
+        GeophoneError: x is no finite matrix; fewer than 20 different points, or no point nearer to one neighbour than
+            to the next.
 
     References:
         Facco et al. 2017, arXiv:1803.06992.
     """
-    x = x.unique(dim=0)
+    x = torch.cat(as_clouds([x], least=1)).unique(dim=0)
     if len(x) < LEAST:
         raise GeophoneError(f"needs at least {LEAST} different responses, has {len(x)}")
-    nearest = torch.cat([_two_nearest(part, x) for part in x.split(1024)])
+    # By a power of two, which rounds nothing, to lengths whose squares float64 holds.
+    nearest = two_nearest(torch.ldexp(x, -x.abs().max().frexp().exponent))
     ratio = (nearest[:, 1] / nearest[:, 0]).log().sort().values
     m = len(ratio)
     kept = ratio[: int(0.9 * m)]
@@ -98,8 +106,34 @@ def two_nn_dimension(x: Float[Tensor, "m d"]) -> float:
     return float(-(1 - rank).log() @ kept) / bottom
 
 
-def _two_nearest(part: Float[Tensor, "p d"], x: Float[Tensor, "m d"]) -> Float[Tensor, "p 2"]:
-    """Distances from some of the points to their two nearest other points of x."""
-    # By differences: expanding the square would lose the digits that tell near points apart.
-    distance = torch.cdist(part, x, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.topk(3, largest=False, sorted=True).values[:, 1:]
+def two_nearest(x: Float[Tensor, "m d"]) -> Float[Tensor, "m 2"]:
+    """Distances from every point to its two nearest other points, exact to rounding of the differences.
+
+    Candidates come from a matrix product of centred points, |a|² + |b|² - 2 a·b, whose digits do not tell near points
+    apart. Distances to them are then taken by differences; where the product's rounding leaves it open whether a
+    point that is no candidate is nearer still, those to all points are.
+    """
+    centred = x - x.mean(0)
+    square = centred.square().sum(1)
+    # A sum of d products is known to d · 2⁻⁵³ of the product of lengths at worst, and there are four such terms.
+    rounding = 4 * (x.shape[1] + 2) * torch.finfo(x.dtype).eps * float(square.max())
+    count = min(CANDIDATES, len(x) - 1)
+    found = []
+    for rows in torch.arange(len(x), device=x.device).split(max(1, BLOCK // len(x))):
+        about = torch.addmm(square, centred[rows], centred.T, alpha=-2).add_(square[rows, None])
+        about[torch.arange(len(rows), device=x.device), rows] = torch.inf  # no neighbour of itself
+        least, candidates = about.topk(count, largest=False, sorted=True)
+        apart = torch.stack([(x[rows] - x[other]).norm(dim=1) for other in candidates.T], 1)
+        nearest = apart.topk(2, largest=False, sorted=True).values
+        if count < len(x) - 1:
+            open_ = least[:, -1] - nearest[:, 1].square() <= rounding
+            if bool(open_.any()):
+                nearest[open_] = _by_differences(x[rows[open_]], x)
+        found.append(nearest)
+    return torch.cat(found)
+
+
+def _by_differences(part: Float[Tensor, "p d"], x: Float[Tensor, "m d"]) -> Float[Tensor, "p 2"]:
+    """As `two_nearest`, of some of the points, slower."""
+    distance = [torch.cdist(some, x, compute_mode="donot_use_mm_for_euclid_dist") for some in part.split(256)]
+    return torch.cat([some.topk(3, largest=False, sorted=True).values[:, 1:] for some in distance])

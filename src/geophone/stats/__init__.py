@@ -7,7 +7,7 @@ not depend on how the examples were split (up to rounding in float64) or on thei
 from geophone.stats.moments import Activity, ClassMeans, Moments
 from geophone.stats.outcomes import Outcomes
 from geophone.stats.pairs import CrossMoments, Displacement, Lengths, PairSample
-from geophone.stats.sample import Sample
+from geophone.stats.sample import Sample, UniformSample
 from geophone.stats.statistic import Statistic, total
 from geophone.stats.units import UnitMoments
 
@@ -22,6 +22,7 @@ __all__ = [
     "PairSample",
     "Sample",
     "Statistic",
+    "UniformSample",
     "UnitMoments",
     "total",
 ]

@@ -66,3 +66,50 @@ class Sample:
     def d(self) -> int:
         """Number of units."""
         return self.x.shape[1]
+
+
+@dataclass(frozen=True)
+class UniformSample:
+    """The responses to the `most` examples whose index has the smallest hash, whatever their labels, in its order.
+
+    Which examples those are depends on nothing but their indices, as in `Sample`. Memory O(most · d).
+
+    Attributes:
+        rank: The hash that decides, `[m]`, in [0, 2⁶³).
+        x: Responses, `[m, d]`.
+    """
+
+    rank: Int[Tensor, " m"]
+    x: Float[Tensor, "m d"]
+
+    reads: ClassVar[str] = "responses"
+    most: ClassVar[int] = 2000
+
+    @classmethod
+    def of(cls, batch: Batch) -> "UniformSample":
+        """The sample of one batch of responses `[n, d]`."""
+        return cls.of_all(batch)._smallest()
+
+    @classmethod
+    def of_all(cls, batch: Batch) -> "UniformSample":
+        """All rows, however many: what a metric that is given plain tensors reads."""
+        index = batch.index.to(batch.x.device)
+        return cls(draws("sample", index=index).bits("rank"), double(batch.x))
+
+    def __add__(self, other: "UniformSample") -> "UniformSample":
+        return UniformSample(torch.cat((self.rank, other.rank)), torch.cat((self.x, other.x)))._smallest()
+
+    def _smallest(self) -> "UniformSample":
+        """In order of hash, no more than `most`."""
+        kept = self.rank.argsort()[: self.most]
+        return UniformSample(self.rank[kept], self.x[kept])
+
+    @property
+    def n(self) -> int:
+        """Number of examples in the sample."""
+        return len(self.rank)
+
+    @property
+    def d(self) -> int:
+        """Number of units."""
+        return self.x.shape[1]

@@ -26,6 +26,8 @@ BLANK = f"{LABEL}{'0' * 64}"
 KEY = "checksum"
 """Under which name the text stands in a file's metadata."""
 
+_FOREIGN = {"ARROW:schema", "pandas"}  # what other writers of Parquet put into its metadata
+
 _SEAL = re.compile(re.escape(LABEL.encode()) + rb"([0-9a-f]{64})")
 
 
@@ -84,7 +86,10 @@ def read_parquet(path: Path, remedy: str) -> pl.DataFrame:
     """
     data = read_checked(path, remedy)
     try:
-        return pl.read_parquet(data, use_pyarrow=False)
+        frame = pl.read_parquet(data, use_pyarrow=False)
+        if not is_sealed(data) and pl.read_parquet_metadata(io.BytesIO(data)).keys() - _FOREIGN:
+            raise ValueError("its checksum is damaged")
+        return frame
     except (Exception, pl.exceptions.PanicException) as error:  # polars fails on broken files in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GeophoneError(f"{path} is corrupt ({reason}). {remedy}") from None
@@ -110,5 +115,6 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise GeophoneError(f"{path} is not readable: it is no JSON. {remedy}") from None
     if not isinstance(made, dict):
         raise GeophoneError(f"{path} is not readable: it is no JSON object. {remedy}")
-    made.pop(KEY, None)
+    if made.pop(KEY, None) is not None and not is_sealed(path.read_bytes()):
+        raise GeophoneError(f"{path} is not readable: its checksum is damaged. {remedy}")
     return made

@@ -155,7 +155,6 @@ def run(
                 folder,
                 name=name,
                 executor=pool,
-                workers=workers,
                 threads=threads,
                 device=device,
                 plugins=[file.resolve() for file in files],

@@ -20,7 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from geophone.checksums import BLANK, KEY, read_checked, read_json, sealed, write_json
+from geophone.checksums import BLANK, KEY, is_sealed, read_checked, read_json, sealed, write_json
 from geophone.errors import GeophoneError, reason_of, short
 from geophone.files import replacing
 from geophone.models.networks import Normalise
@@ -118,15 +118,28 @@ def _load_job(folder: Path) -> nn.Module:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise GeophoneError(f"{card} is not readable: it does not say which model it is of. {_AGAIN}")
     weights = folder / WEIGHTS
-    read_checked(weights, _AGAIN)
+    _check_network(weights)
     return _with_weights(MODELS.build(name, **arguments), _read_weights(weights), weights)
+
+
+def _check_network(weights: Path) -> None:
+    """Raise an error for weights that are not what `save_network` wrote, with a checksum or, earlier, no metadata."""
+    data = read_checked(weights, _AGAIN)
+    if not is_sealed(data):
+        try:
+            with safe_open(weights, "pt") as opened:
+                metadata = opened.metadata()
+        except Exception as error:  # of the library's own
+            raise GeophoneError(f"{weights} is corrupt ({reason_of(error)}). {_AGAIN}") from None
+        if metadata:
+            raise GeophoneError(f"{weights} is corrupt (its checksum is damaged). {_AGAIN}")
 
 
 def network_is_whole(folder: Path) -> bool:
     """Whether a job's folder has a network that is what was written."""
     try:
         read_json(folder / CARD, _AGAIN)
-        read_checked(folder / WEIGHTS, _AGAIN)
+        _check_network(folder / WEIGHTS)
     except GeophoneError:
         return False
     return True

@@ -1,18 +1,18 @@
 """Running jobs: in this process, in several, or on a Ray cluster. What was finished is never done again."""
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import polars as pl
@@ -44,7 +44,6 @@ def run_study(
     *,
     name: str = "study",
     executor: Executor | None = None,
-    workers: int = 1,
     threads: int | None = None,
     device: str = "cpu",
     plugins: Sequence[Path] = (),
@@ -61,9 +60,9 @@ def run_study(
         out: Folder for the table, the networks and the provenance. For a cluster it must be shared by all machines.
         name: The study's name.
         executor: Any `concurrent.futures.Executor`; default this process, one job after the other.
-        workers: How many jobs the executor runs at the same time on a machine.
-        threads: Torch threads per job; default 1, so that the table does not depend on `workers` or on how many cores
-            there are: sums depend on it in the last digits, and training spreads them. A resumed study keeps its value.
+        threads: Torch threads per job; default `THREADS`, on every machine and with any number of workers: with another
+            number sums differ in their last digits, and training carries that into every value. A resumed study keeps
+            its number.
         device: Where networks are trained and measured, such as "cuda".
         plugins: Files to load in every worker.
         progress: Called with (stage, steps done, steps in all) by jobs in this process.
@@ -193,9 +192,9 @@ def _remove_damaged(out: Path, tasks: Sequence[Task]) -> list[str]:
         if checkpoint.is_file() and not checkpoint_is_whole(checkpoint):
             gone.append(checkpoint)
         networks = [folder, *(snapshot_folder(folder, epoch) for epoch in task.training.snapshots)]
-        broken = [one for one in networks if (one / CARD).is_file() and not network_is_whole(one)]
-        if broken:
-            gone += [*(one / CARD for one in broken), shard, checkpoint]
+        if broken := [one for one in networks if (one / CARD).is_file() and not network_is_whole(one)]:
+            # The cards last: while one is there, whoever is killed here finds the damage again.
+            gone += [shard, checkpoint, *(one / CARD for one in broken)]
     gone = [path for path in dict.fromkeys(gone) if path.is_file()]
     for path in gone:
         path.unlink()
@@ -206,7 +205,10 @@ def _settle(out: Path, name: str, study: Study, device: str, threads: int | None
     """Write down what this folder is for, or check it; the number of threads to use."""
     path = out / "study.json"
     if path.is_file():
-        other = "Delete the folder, or choose another with --out."
+        other = (
+            "Delete it and run the same command again, with the --threads and --device that the study was begun with "
+            "(provenance.json has them), or choose another --out."
+        )
         known = read_json(path, other)
         its_name, its_size, its_threads, its_device = (known.get(k) for k in ("study", "size", "threads", "device"))
         texts = all(isinstance(text, str) for text in (its_name, its_size, its_device))
@@ -222,7 +224,10 @@ def _settle(out: Path, name: str, study: Study, device: str, threads: int | None
                 f"{out} was begun on {its_device}; {device} would give other digits. Choose another --out."
             )
         if threads not in (None, its_threads):
-            raise GeophoneError(f"{out} was begun with {its_threads} threads; {threads} would give other last digits.")
+            raise GeophoneError(
+                f"{out} was begun with {its_threads} threads a job; {threads} would give other numbers. Leave out "
+                "--threads, or choose another --out."
+            )
         return its_threads
     settled = threads or THREADS
     write_json(path, {"study": name, "size": study.size, "device": device, "threads": settled})
@@ -245,83 +250,107 @@ def process_executor(workers: int, progress: Progress | None = None) -> Iterator
     A job whose process dies is tried again in a new one and goes on after its last finished epoch; the others are not
     disturbed. The processes end at once when the block is left by an error or Ctrl-C, and when this process is killed.
     """
-    context = get_context("spawn")
-    channel = context.SimpleQueue()
-    leash, hand = context.Pipe(duplex=False)
-
-    def listen() -> None:
-        while (news := channel.get()) is not None:
-            if progress is not None:
-                progress(*news)
-
-    def process() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_join, initargs=(channel, leash))
-
-    listener = Thread(target=listen, daemon=True)
-    listener.start()
+    pool = _Workers(workers, progress)
     try:
-        with _Workers(workers, process) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.stop()
-                hand.close()
-                raise
+        yield pool
+    except BaseException:
+        pool.stop()
+        raise
     finally:
-        hand.close()
-        channel.put(None)
-        listener.join()
+        pool.shutdown()
 
 
 class _Workers(Executor):
-    """Processes that each do one job at a time, so that a process that dies takes no other job along."""
+    """Processes that do one job each at a time, so that one that dies takes no other job along."""
 
-    def __init__(self, workers: int, process: Callable[[], ProcessPoolExecutor]) -> None:
-        self._process = process
+    def __init__(self, workers: int, progress: Progress | None) -> None:
         self._threads = ThreadPoolExecutor(workers)
-        self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
-        self._stopped = False
+        self._idle: SimpleQueue[_Process | None] = SimpleQueue()
+        self._progress, self._telling = progress, Lock()
+        self._leash, self._hand = _CONTEXT.Pipe(duplex=False)
         for _ in range(workers):
-            self._idle.put(process())
+            self._idle.put(None)  # started when it is needed
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Do it in the next process that is idle."""
         return self._threads.submit(self._do, fn, *args, **kwargs)
 
     def _do(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        process = self._idle.get()
+        process, how = self._idle.get(), ""
         try:
             for _ in range(DEATHS):
+                process = process or _Process(self._leash)
                 try:
-                    return process.submit(fn, *args, **kwargs).result()
-                except BrokenProcessPool:
-                    if self._stopped:
-                        raise
-                    process.shutdown(wait=False)
-                    process = self._process()
-            raise GeophoneError(
-                f"its process died {DEATHS} times, the last time after it had been started anew: killed from outside, "
-                "out of memory (try fewer --workers), or a crash of a library."
-            )
+                    return process.do((fn, args, kwargs), self._tell)
+                except EOFError:
+                    how, process = process.end(), None
+                    if self._hand.closed:
+                        break
+            raise GeophoneError(f"its process died {DEATHS} times: {how}.")
         finally:
             self._idle.put(process)
 
+    def _tell(self, what: str, done: int, steps: int) -> None:
+        if self._progress is not None:
+            with self._telling:
+                self._progress(what, done, steps)
+
     def stop(self) -> None:
-        """Start nothing any more, and start no process anew."""
-        self._stopped = True
+        """End the processes at once, whatever they do, and start nothing any more."""
+        self._hand.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the processes when their jobs are done; as `stop` where `cancel_futures`."""
-        if cancel_futures:
+        """End the processes when their jobs are done; without `wait`, at once."""
+        if not wait:
             self.stop()
-        self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+        self._threads.shutdown(wait=True, cancel_futures=cancel_futures)
+        self._hand.close()
         while not self._idle.empty():
-            self._idle.get().shutdown(wait=wait)
+            if process := self._idle.get():
+                process.end()
 
 
-def _join(channel: Any, leash: Any) -> None:
-    """What a worker process does first: connect its progress, and end when the other end of the leash is let go."""
+class _Process:
+    """A process that waits for jobs, does them and tells of them over a pipe of its own."""
+
+    def __init__(self, leash: Connection) -> None:
+        self._here, there = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(there, leash), daemon=True)
+        self._process.start()
+        there.close()
+
+    def do(self, call: tuple[Any, ...], progress: Progress) -> Any:
+        """What the call returns, or raises.
+
+        Raises:
+            EOFError: the process died.
+        """
+        try:
+            self._here.send(call)
+            while True:
+                kind, what = self._here.recv()
+                if kind == "progress":
+                    progress(*what)
+                elif kind == "raised":
+                    raise what
+                else:
+                    return what
+        except (ConnectionError, BrokenPipeError):
+            raise EOFError from None
+
+    def end(self) -> str:
+        """Wait until it has ended; how it did, in words."""
+        self._here.close()
+        self._process.join()
+        code = self._process.exitcode or 0
+        if code == -signal.SIGKILL:
+            return "killed, as the system does where memory runs out (try fewer --workers)"
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"it left with status {code}"
+
+
+def _serve(pipe: Connection, leash: Connection) -> None:
+    """A process's work: one call after the other; it ends with the pipe, or when the leash is let go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
     def end_with_the_parent() -> None:
@@ -335,10 +364,29 @@ def _join(channel: Any, leash: Any) -> None:
         nonlocal last
         if done == steps or time.monotonic() - last > 0.2:
             last = time.monotonic()
-            channel.put((what, done, steps))
+            pipe.send(("progress", (what, done, steps)))
 
     _reports.append(report)
+    with suppress(EOFError):
+        while True:
+            fn, args, kwargs = pipe.recv()
+            try:
+                answer = ("returned", fn(*args, **kwargs))
+            except Exception as error:
+                answer = ("raised", error if _survives(error) else GeophoneError(f"{type(error).__name__}: {error}"))
+            pipe.send(answer)
 
+
+def _survives(error: Exception) -> bool:
+    """Whether an error can be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
+
+
+_CONTEXT = get_context("spawn")
 
 _reports: list[Progress] = []
 """In a worker process, what its jobs report to."""

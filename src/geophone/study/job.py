@@ -166,7 +166,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     A job that was interrupted goes on after its last finished epoch.
     """
     shard = job.shard(out)
-    if shard.is_file():
+    if shard.is_file() and table.is_whole(shard):
         return shard
     folder = make_folder(job.folder(out))
     write_text(folder / "job.json", json.dumps({"id": job.id, **asdict(job)}, indent=2))

@@ -276,7 +276,7 @@ def test_a_process_that_dies_takes_no_other_job_along(times, tmp_path):
 )
 def test_a_wrong_study_file_is_one_sentence(text, tmp_path):
     (tmp_path / "study.json").write_text(text)
-    with pytest.raises(GeophoneError, match=r"study\.json is not readable.*choose another with --out"):
+    with pytest.raises(GeophoneError, match=r"study\.json is not readable.*choose another --out"):
         run_study(Tiny(), tmp_path, name="tiny")
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from geophone.cli import main
 from geophone.data import ImageData, as_split, imagefolder, load
 from geophone.data.names import output_names
 from geophone.errors import GeophoneError, Unlabelled
@@ -289,3 +290,45 @@ def test_large_labels_allocate_nothing():
     assert as_split((images(), y)).take(6).y.tolist() == [0, 1_000_000, 5, 1_000_000, 0, 5]
     with pytest.raises(GeophoneError, match="below 1048576"):
         as_split((images(), y * 2))
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.hidden, self.relu, self.head = nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, k)
+
+    def forward(self, x):
+        return self.head(self.relu(self.hidden(x.mean(1).flatten(1))))
+
+def thousand():
+    return Net(1000)
+
+def twenty():
+    return Net(20)
+"""
+
+
+def test_on_the_command_line(tmp_path, capsys, monkeypatch):
+    """Eight class folders and a thousand logits: exit code 2, not an accuracy of 0.0000."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(MODEL)
+    folders(tmp_path / "pictures", WNIDS[:8], each=1)
+    (tmp_path / "pictures" / WNIDS[0] / "notes.txt").write_text("text")
+    names = write_names(tmp_path, "synset mapping")
+    codes = []
+    main(["attack", "net.py:thousand", "pictures", "--attacks", "FGSM(eps=0.1)"], codes.append)
+    printed = capsys.readouterr()
+    assert codes == [2]
+    assert printed.out == ""
+    assert "8 class folders" in printed.err.splitlines()[-1]
+    main(
+        ["attack", "net.py:twenty", f"imagefolder(path='pictures', classes='{names.name}')", "--attacks", "FGSM"],
+        codes.append,
+    )
+    printed = capsys.readouterr()
+    assert codes == [2, 0]
+    assert "warning: pictures has 1 file that Pillow does not read" in printed.err

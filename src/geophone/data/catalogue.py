@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geophone.data.arrays import npz
 from geophone.data.folders import imagefolder
+from geophone.data.places import called
 from geophone.data.split import ImageData, Split, make_split
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import DATASETS, parse_call
@@ -48,8 +49,12 @@ def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageDa
     if path.suffix == ".npz":
         return npz(path)
     if name_or_path and os.path.exists(path):
-        raise GeophoneError(f"{path} is neither an .npz file nor a folder of images; give one of these, or a name.")
-    raise unknown("data set", str(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images.")
+        raise GeophoneError(
+            f"{called(path)} is neither an .npz file nor a folder of images; give one of these, or a name."
+        )
+    raise unknown(
+        "data set", called(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images."
+    )
 
 
 def _check_types(text: str) -> None:

@@ -49,7 +49,8 @@ class CifarSet:
 
 MOST_BYTES = 1 << 28
 """Of one file: the largest, CIFAR-100's train, has 155,249,918."""
-MOST_UNPACKED = 1 << 30
+MOST_UNPACKED = 1 << 28
+"""Of one archive: all of its files have 186 million."""
 
 _OPCODES = {
     *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE),
@@ -167,7 +168,7 @@ def read_archive(path: Path, folder: str, wanted: tuple[str, ...]) -> dict[str, 
             while stream.read(1 << 20):  # gzip compares its checksum at the end, which tar does not read
                 pass
     except Exception as error:  # a corrupt archive can raise anything
-        raise _broken(path, str(error).partition("\n")[0] or type(error).__name__) from None
+        raise _broken(path, places.reason(error)) from None
     missing = [file for file in wanted if file not in files]
     if missing:
         raise _broken(path, f"{folder}/{missing[0]} is not in it")
@@ -220,7 +221,7 @@ def unpickle(data: bytes, path: Path) -> dict[bytes, Any]:
     except KeyError:
         raise _broken(path, "it is no dictionary of plain lists and arrays") from None
     except Exception as error:  # a corrupt pickle can raise anything
-        raise _broken(path, f"{type(error).__name__}: {error}".partition("\n")[0]) from None
+        raise _broken(path, f"{type(error).__name__}: {places.reason(error)}") from None
 
 
 class _Unpickler(pickle._Unpickler):  # Python's own; the one in C allocates whatever size a pickle names
@@ -310,5 +311,6 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 
 def _broken(path: Path, reason: str) -> GeophoneError:
     return GeophoneError(
-        f"{path} is truncated, corrupt or not one of CIFAR's files ({reason}). Delete it and get it again."
+        f"{places.called(path)} is truncated, corrupt or not one of CIFAR's files ({reason}). "
+        "Delete it and get it again."
     )

@@ -22,6 +22,9 @@ from geophone.registry import DATASETS
 UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow names and has no decoder of its own for: EPS would run another program."""
 
+MOST_PIXELS, PER_BYTE = 1 << 24, 10_000
+"""Larger images have at most so many pixels for each byte of their file: PNG and JPEG pack at most 8,264 into one."""
+
 GREY = {"1", "L", "LA"}
 COLOUR = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 VALIDATION = ("val", "valid", "validation")
@@ -59,7 +62,7 @@ def imagefolder(
         raise GeophoneError(f"size is {size}; allowed are whole numbers from 1, or none to leave images as they are.")
     path = Path(os.path.expanduser(path))
     if not os.path.isdir(path):
-        raise GeophoneError(f"no folder at {path}. Give the path of a folder of images.")
+        raise GeophoneError(f"no folder at {places.called(path)}. Give the path of a folder of images.")
     names = None if classes is None else output_names(classes)
     try:
         return _folder(path, size, names)
@@ -190,11 +193,12 @@ def _annotated(annotations: Path, folder: Path, left_out: _LeftOut) -> Labelled:
         raise GeophoneError(f"{annotations} has lines without a tab. Allowed is: file, tab, class. Get it again.")
     labels: dict[str, str] = {}
     for file, label, *_ in lines:
-        if not label or Path(file).name != file or "\0" in file or labels.setdefault(file, label) != label:
+        if not label or Path(file).name != file or "\0" in file or file in labels:
             raise GeophoneError(
-                f"{annotations} has the line {file[:80]!r}, {label[:80]!r}; allowed are the name of a file in {folder} "
-                "and its one class. Get it again."
+                f"{annotations} has the line {file[:80]!r}, {label[:80]!r}; allowed are the name of a file in "
+                f"{folder}, each once, and its class. Get it again."
             )
+        labels[file] = label
     left_out.loose += [file for file in sorted(folder.iterdir()) if _is_image(file) and file.name not in labels]
     return [(folder / file, label) for file, label, *_ in lines]
 
@@ -307,10 +311,12 @@ def _opened(file: Path) -> Iterator[Image.Image]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Pillow, about odd metadata
                 with Image.open(file, formats=[name for name in Image.ID if name in known]) as image:
+                    if image.width * image.height > max(MOST_PIXELS, PER_BYTE * os.path.getsize(file)):
+                        raise OSError(f"{image.width}×{image.height} pixels in {os.path.getsize(file)} bytes")
                     yield image
                     return
     except GeophoneError:
         raise
     except Exception as error:  # Pillow's decoders raise anything for broken files
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = places.reason(error)
     raise GeophoneError(f"{file} is missing, truncated or not an image ({reason}). Get it again or remove it.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from geophone.data.places import called
 from geophone.data.split import MOST_CLASSES
 from geophone.errors import GeophoneError, unknown
 
@@ -49,8 +50,8 @@ def outputs_of(classes: Sequence[str], names: Names, where: str) -> dict[str, in
         GeophoneError: a folder that no output is called, or more than one.
     """
     place: dict[str, set[int]] = {}
-    for output, called in enumerate(names):
-        for name in called:
+    for output, each in enumerate(names):
+        for name in each:
             place.setdefault(name, set()).add(output)
     found = {}
     for label in classes:
@@ -74,7 +75,7 @@ def read_text(path: Path, what: str) -> str:
         GeophoneError: it is missing, unreadable, too large or no text.
     """
     if not os.path.isfile(path):
-        raise GeophoneError(f"no file at {path}. Give the path of {what}.")
+        raise GeophoneError(f"no file at {called(path)}. Give the path of {what}.")
     try:
         if os.path.getsize(path) > MOST_BYTES:
             raise GeophoneError(f"{path} has {os.path.getsize(path)} bytes; allowed are {MOST_BYTES}. Give {what}.")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geophone.data.places import called, reason
 from geophone.errors import GeophoneError
 
 HEADER = 10_000
@@ -34,7 +35,7 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> tuple[dict[st
         GeophoneError: the file is missing, truncated, corrupt, or holds Python objects.
     """
     if not os.path.isfile(path):
-        raise GeophoneError(f"no file at {path}. Give the path of an .npz file.")
+        raise GeophoneError(f"no file at {called(path)}. Give the path of an .npz file.")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
@@ -45,9 +46,9 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> tuple[dict[st
                 if wanted is None or name in wanted
             }, list(entries)
     except Exception as error:  # a corrupt archive or header can raise anything, a deep one RecursionError
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise GeophoneError(
-            f"{path} is truncated, corrupt or not an .npz of plain arrays ({reason}). Write or get it again."
+            f"{called(path)} is truncated, corrupt or not an .npz of plain arrays ({reason(error)}). "
+            "Write or get it again."
         ) from None
 
 
@@ -58,7 +59,7 @@ def map_npy(path: Path) -> NDArray[np.generic]:
         GeophoneError: the file is missing, truncated, corrupt, or holds Python objects.
     """
     if not os.path.isfile(path):
-        raise GeophoneError(f"no file at {path}. It belongs to the set: get it from the same archive.")
+        raise GeophoneError(f"no file at {called(path)}. It belongs to the set: get it from the same archive.")
     try:
         with path.open("rb") as file:
             shape, fortran, dtype = read_header(file)
@@ -68,9 +69,8 @@ def map_npy(path: Path) -> NDArray[np.generic]:
             return np.empty(shape, dtype)
         return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
     except Exception as error:  # a corrupt header can raise anything, a deep one RecursionError
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise GeophoneError(
-            f"{path} is truncated, corrupt or not an .npy of plain numbers ({reason}). Get it again."
+            f"{called(path)} is truncated, corrupt or not an .npy of plain numbers ({reason(error)}). Get it again."
         ) from None
 
 
@@ -86,7 +86,10 @@ def read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # headers of Python 2 are read with a warning
-        shape, fortran, dtype = read(file, max_header_size=HEADER)
+        try:
+            shape, fortran, dtype = read(file, max_header_size=HEADER)
+        except (MemoryError, RecursionError):  # Python's parser on a deep nest
+            raise ValueError("its header is nested too deep") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never unpickled")
     if min(shape, default=0) < 0:
@@ -102,14 +105,15 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> 
     with archive.open(entry) as file:
         shape, fortran, dtype = read_header(file)
         left = entry.file_size - file.tell()
-        _check_size(shape, dtype, left)
-        content = file.read(left)
+        content = file.read(_check_size(shape, dtype, left))
         while file.read(1 << 20):  # to the end, where the checksum is compared
             pass
     return np.ndarray(shape, dtype, content, order="F" if fortran else "C")
 
 
-def _check_size(shape: tuple[int, ...], dtype: np.dtype[np.generic], bytes_there: int) -> None:
+def _check_size(shape: tuple[int, ...], dtype: np.dtype[np.generic], bytes_there: int) -> int:
+    """How many bytes the values take, which must be there."""
     needed = math.prod(shape) * dtype.itemsize
     if needed > bytes_there:
         raise ValueError(f"its header says {dtype} {list(shape)}, {needed} bytes, and it has {bytes_there}")
+    return needed

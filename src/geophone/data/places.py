@@ -32,6 +32,18 @@ def candidates(folders: tuple[str, ...], root: Path | str | None) -> Iterator[Pa
         yield base
 
 
+def called(path: Path | str) -> str:
+    """A path in a message, its middle left out where it is longer than any line."""
+    text = str(path)
+    return text if len(text) <= 400 else f"{text[:200]}…{text[-200:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a broken file, in a few words of one line."""
+    first = str(error).partition("\n")[0][:200]
+    return first or type(error).__name__
+
+
 def read_bytes(path: Path, most: int) -> bytes:
     """A file's bytes, decompressed where its name ends in `.gz`.
 
@@ -48,7 +60,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         return content
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise GeophoneError(
-            f"{path} is truncated, corrupt or not readable ({error}). Delete it and get it again."
+            f"{called(path)} is truncated, corrupt or not readable ({reason(error)}). Delete it and get it again."
         ) from None
 
 

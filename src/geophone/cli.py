@@ -63,7 +63,7 @@ plugin_option = click.option(
     "--plugin",
     "plugins",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Path,
     is_eager=True,
     callback=_load,
     metavar="FILE",
@@ -111,7 +111,7 @@ def cli() -> None:
 @click.option("--size", default="demo", show_default=True, metavar="|".join(SIZES), help="How much of the study.")
 @click.option("--seeds", metavar="N,N,…", help="Seeds, such as 0,1,2; default those of the size.")
 @click.option("--set", "switches", multiple=True, metavar="NAME=VALUE", help="A study's own switch; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/STUDY-SIZE]")
+@click.option("--out", type=Path, help="Folder for the results.  [default: runs/STUDY-SIZE]")
 @click.option(
     "--executor",
     type=click.Choice(["process", "ray"]),
@@ -186,7 +186,7 @@ def run(
 @device_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Path,
     default=Path("report.html"),
     show_default=True,
     help="The report; its table and figures go to a folder of the same name.",
@@ -266,7 +266,7 @@ def scan_command(
 @batch_size_option
 @seed_option
 @device_option
-@click.option("--out", type=click.Path(path_type=Path), help="A .parquet file for the outcome of each image.")
+@click.option("--out", type=Path, help="A .parquet file for the outcome of each image.")
 @plugin_option
 def attack_command(
     model: str,
@@ -342,9 +342,7 @@ def _print_survival(found: Survival) -> None:
 @batch_size_option
 @seed_option
 @device_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("compared.html"), show_default=True, help="The page."
-)
+@click.option("--out", type=Path, default=Path("compared.html"), show_default=True, help="The page.")
 @plugin_option
 def compare_command(
     first: str,
@@ -403,8 +401,8 @@ def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: FOLDER/report.html]")
+@click.argument("folder", type=Path)
+@click.option("--out", type=Path, help="The page.  [default: FOLDER/report.html]")
 def report(folder: Path, out: Path | None) -> None:
     """Write the report of a study's FOLDER anew from its table."""
     click.echo(click.format_filename(write_report(folder, out)))
@@ -451,6 +449,8 @@ def _executor(kind: str, workers: int, progress: Progress) -> AbstractContextMan
     return process_executor(workers, progress) if workers > 1 else nullcontext()
 
 
+_LONGEST = 1900  # characters of a message that a person still reads
+
 _AFTER = {
     "run": " The same command continues where it stopped.",
     **dict.fromkeys(("scan", "attack", "compare", "report"), " Nothing was written; the same command begins anew."),
@@ -460,18 +460,18 @@ _AFTER = {
 
 def main(arguments: list[str] | None = None, leave: Callable[[int], Any] = sys.exit) -> None:
     """Run the command line. Bad input gives one line on standard error and exit code 2."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         load_entry_points()
-        code = cli.main(arguments, prog_name="geophone", standalone_mode=False)
+        code = cli.main(given, prog_name="geophone", standalone_mode=False)
         leave(code if isinstance(code, int) else 0)
     except GeophoneError as error:
         _refuse(str(error), leave)
-    except click.ClickException as error:
-        error.show()
-        leave(error.exit_code)
+    except click.ClickException as error:  # of the words, before anything was done
+        verb = given[0] if given[0] in cli.commands else ""
+        _refuse(f"{plain(error.format_message())} See `{' '.join(('geophone', *verb.split()))} --help`.", leave)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"geophone: interrupted.{_AFTER.get(given[0] if given else '', '')}", err=True)
+        click.echo(f"geophone: interrupted.{_AFTER.get(given[0], '')}", err=True)
         leave(130)
     except OSError as error:  # of standard output, or of files that nobody looks after
         _refuse(plain(f"{error.filename or 'standard output'}: {error.strerror or error}."), leave)
@@ -482,6 +482,8 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], Any] = sys.e
 
 
 def _refuse(message: str, leave: Callable[[int], Any]) -> None:
+    if len(message) > _LONGEST:  # what was given may be of any length
+        message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
     click.echo(f"geophone: {message}", err=True)
     try:
         sys.stdout.flush()

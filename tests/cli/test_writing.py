@@ -294,10 +294,7 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize("line", OUT_OF_RANGE)
 def test_numbers_out_of_range(place, capsys, line):
-    code, out, err = command(capsys, line)
-    assert (code, out) == (2, "")
-    assert "Error: Invalid value" in err
-    assert "Traceback" not in err
+    assert "Invalid value" in refusal(capsys, line)
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda:99", "tpu", "", "cuda:-1", "9" * 30, "cpu:x", "mps", "hpu"])

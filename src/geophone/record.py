@@ -294,7 +294,7 @@ def check_axes(model: Model, x: Tensor, n: int, layers: Sequence[str] | None = N
     net = unwrapped(model)
     some = x[torch.arange(2 if n != 2 else 3, device=x.device) % len(x)]
     with seeded(0, x.device), keeping_buffers(net), without_gradients(), tap(net, layers, _nothing):
-        logits_of(net, some)
+        _logits(net, some, net)  # which it may write to: nobody looks at them again
 
 
 def _nothing(response: Tensor) -> Tensor:
@@ -462,8 +462,13 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
     Raises:
         GeophoneError: not a tensor of that shape, or NaN or infinite values in it; or the network writes to x.
     """
+    return _logits(model, x, lambda images: passed(model, images))
+
+
+def _logits(model: Model, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `ask` gives for the images, checked to be logits of the network."""
     try:
-        logits = passed(model, x)
+        logits = ask(x)
     except (GeophoneError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's own code fails in any way

@@ -286,8 +286,8 @@ def test_the_regulariser_leaves_out_the_logits_alone(split):
     """Its blocks too are told from the logits by value: not by the object to which something was added."""
     recipe = SelectivityRegularised(alpha=1.0, granularity="blocks")
     x = split.x[:6].float() / 255
-    layers = [list(recipe.responses(net, x)[1]) for net in pair(FunctionsInside)]
-    assert layers[0] == layers[1]
+    layers = [list(recipe.responses(net, x)[1]) for net in pair(LogitsInPlace)]
+    assert layers == [["first", "second"]] * 2
 
 
 def test_a_snapshot():

@@ -944,12 +944,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Patch) 
     made = judge([claim(UP)], tied(1.0))
     write_claims(made, tmp_path)
 
-    def fails(self: pl.DataFrame, path: Path) -> None:
-        Path(path).write_bytes(b"PAR1 half")
-        raise OSError("disk full")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", fails)
-    with pytest.raises(OSError, match="disk full"):
+    def fails(self: Path, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(GeophoneError, match=r"cannot write .*claims\.parquet: No space left on device"):
         write_claims(made.head(0), tmp_path)
     monkeypatch.undo()
     back = read_claims(tmp_path)

@@ -263,8 +263,8 @@ def deterministic() -> Iterator[None]:
             os.environ.pop(_WORKSPACE, None)
 
 
-def passed(model: Model, x: Tensor) -> Tensor:
-    """What the model answers to images that are used again after it.
+def passed(model: Model, x: Tensor) -> Any:
+    """What the model answers to images that are used again after it, of whatever type.
 
     Raises:
         GeophoneError: it writes to them.

@@ -3,7 +3,9 @@
 import ast
 import json
 import math
+import os
 import random
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -149,6 +151,15 @@ def chosen(case: Case, pattern: str) -> Path:
     return case.draw.choice(files) if files else case.folder / pattern.replace("*", "none")
 
 
+def put(path: Path, data: bytes) -> None:
+    """Write a file, whatever was in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.is_symlink() or not path.is_file():
+        path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def any_bytes(pattern: str = "*") -> Mutator:
     """Damage one file that matches, whatever is in it."""
 
@@ -156,7 +167,7 @@ def any_bytes(pattern: str = "*") -> Mutator:
         path = chosen(case, pattern)
         data = path.read_bytes() if path.is_file() else b""
         new, how = damaged(data, case.draw)
-        path.write_bytes(new)
+        put(path, new)
         return f"{how} in {path.name}"
 
     return mutator
@@ -167,7 +178,8 @@ def other_thing(pattern: str = "*") -> Mutator:
 
     def mutator(case: Case) -> str:
         path = chosen(case, pattern)
-        path.unlink(missing_ok=True)
+        put(path, b"")
+        path.unlink()
         what = case.draw.choice(
             ("nothing", "folder", "empty", "loop", "dangling", "null", "zero", "fifo", "zip", "text")
         )
@@ -176,8 +188,6 @@ def other_thing(pattern: str = "*") -> Mutator:
         elif what == "empty":
             path.touch()
         elif what == "fifo":
-            import os
-
             os.mkfifo(path)
         elif what == "zip":
             with zipfile.ZipFile(path, "w") as file:
@@ -509,7 +519,7 @@ def any_npy(pattern: str) -> Mutator:
     def mutator(case: Case) -> str:
         path = chosen(case, pattern)
         new, how = damaged_npy(path.read_bytes() if path.is_file() else b"", case.draw)
-        path.write_bytes(new)
+        put(path, new)
         return f"npy: {how} in {path.name}"
 
     return mutator

@@ -136,8 +136,13 @@ def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
             the whole network; where there is neither, every convolution and linear layer but the last.
 
     Raises:
-        GeophoneError: a pattern that matches no module.
+        GeophoneError: a pattern that matches no module, or a TorchScript module, which runs no hooks.
     """
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise GeophoneError(
+            "a TorchScript module can be attacked, but its layers don't show their responses: give the Python code of "
+            "the network."
+        )
     modules = {name: module for name, module in unwrapped(model).named_modules() if name}
     if patterns is None:
         found = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS) or _is_block(module)]
@@ -476,7 +481,10 @@ def _logits(model: Model, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
         raise GeophoneError(f"the network cannot take images of shape {list(x.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise GeophoneError(f"the network must give logits [n, k] for images {list(x.shape)}; it gave {given}.")
+        raise GeophoneError(
+            f"the network must give logits [n, k] for images {list(x.shape)}; it gave {given}. One that gives more, or "
+            "an object with .logits, goes into a module whose forward returns the logits alone."
+        )
     if not bool(logits.isfinite().all()):
         culprit = first_bad_weight(model)
         where = f": its weight {culprit!r} has NaN or infinite values" if culprit else ""
@@ -569,9 +577,12 @@ def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:
 
 
 def first_bad_weight(model: Model) -> str | None:
-    """Name of the first parameter or buffer with a NaN or an infinity."""
+    """Name of the first parameter with a NaN or an infinity, or buffer with a NaN or +∞: one with −∞ is a mask."""
     if isinstance(model, nn.Module):
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for name, tensor in model.named_parameters():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return name
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and bool((buffer.isnan() | buffer.isposinf()).any()):
                 return name
     return None

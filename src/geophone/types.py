@@ -333,8 +333,8 @@ class Snapshot:
         return self._x._version == self._version if self._copy is None else torch.equal(self._x, self._copy)
 
 
-def passed(model: Model, x: Tensor) -> Tensor:
-    """What the model answers to images that are used again after it.
+def passed(model: Model, x: Tensor) -> Any:
+    """What the model answers to images that are used again after it, of whatever type.
 
     Raises:
         GeophoneError: it writes to them.

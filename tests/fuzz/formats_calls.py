@@ -4,8 +4,13 @@ import inspect
 import math
 from typing import Any
 
+import torch
+
+from geophone.models.networks import SmallCNN
 from geophone.perturb.grids import grid
 from geophone.registry import DATASETS, MODELS, PERTURBATIONS, RECIPES, Registry, parse_call
+from geophone.rng import Draws, stream
+from geophone.types import seeded
 from tests.fuzz.harness import Case, Format, register
 from tests.fuzz.mutate import LITERALS, NUMBERS, any_word, damaged_text, hostile_call
 
@@ -119,3 +124,67 @@ for registry, valid in (
             quiet=registry is not DATASETS,  # a download that is tried says so
         )
     )
+
+
+_FEW = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "0.5",
+    "-1",
+    "0.001",
+    "1e-300",
+    "0.999",
+    "4",
+    "None",
+    "True",
+    "'l2'",
+    "'dlr'",
+    "'relu1'",
+    "255",
+    "1.0",
+)
+
+
+def _few(case: Case) -> str:
+    """Any perturbation, with one or two numbers that keep its work small."""
+    draw = case.draw
+    name = draw.choice(list(PERTURBATIONS))
+    parameters = _parameters(PERTURBATIONS, name)
+    given = {one: draw.choice(_FEW) for one in draw.sample(parameters, min(len(parameters), draw.choice((0, 1, 2))))}
+    given |= {
+        one: "2"
+        for one in ("steps", "binary_searches", "queries", "restarts")
+        if one in parameters and one not in given
+    }
+    case.words[0] = f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
+    return case.words[0]
+
+
+def _shaken(case: Case) -> torch.Tensor:
+    x = torch.rand(2, 1, 12, 12, generator=stream("fuzz"))
+    with seeded(0, x.device):
+        model = SmallCNN(3, (0.5,), (0.5,), 2).eval()
+    return PERTURBATIONS.build(case.words[0])(x, torch.tensor([0, 1]), model, Draws(0, torch.arange(2)))
+
+
+def _shaken_right(case: Case, shaken: torch.Tensor) -> str | None:
+    if shaken.shape != (2, 1, 12, 12) or not bool(shaken.isfinite().all()):
+        return f"{list(shaken.shape)}, finite: {bool(shaken.isfinite().all())}"
+    return None if bool(((shaken >= 0) & (shaken <= 1)).all()) else "images outside [0, 1]"
+
+
+register(
+    Format(
+        name="perturbation",
+        words=("LinfPGD(eps=0.1, steps=2)",),
+        use=_shaken,
+        right=_shaken_right,
+        mutators=(_few,),
+        seconds=60,
+        cases=100,
+        many=2000,
+        row=10,
+    )
+)

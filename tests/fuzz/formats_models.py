@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geophone.models.load import load_model
 from geophone.types import seeded
 from tests.fuzz.harness import Case, Format, Mutator, register
-from tests.fuzz.mutate import TEXTS, any_bytes, any_json, any_zip, chosen, other_thing, write_members
+from tests.fuzz.mutate import TEXTS, any_bytes, any_json, any_zip, chosen, other_thing, put, write_members
 
 MAKER = """
 import torch
@@ -210,6 +210,7 @@ def _anew(legacy: bool) -> Mutator:
 
     def mutator(case: Case) -> str:
         path, draw = chosen(case, "weights*"), case.draw
+        put(path, b"")
         state: Any = _state()
         what = draw.choice(("odd", "odd", "odd", "drop", "rename", "layout", "objects", "add", "counts"))
         if what == "odd":
@@ -261,6 +262,7 @@ def _safe_header(case: Case) -> str:
     """The header of a safetensors file changed as JSON."""
     path = chosen(case, "weights*")
     data = path.read_bytes() if path.is_file() else b""
+    put(path, b"")
     size = int.from_bytes(data[:8], "little")
     header = case.folder / "header.json"
     header.write_bytes(data[8 : 8 + size] or b"{}")
@@ -349,3 +351,82 @@ for name, file, how, mutators in (
             cases=400,
         )
     )
+
+
+_FILES = (
+    "def make(: pass",
+    "raise SystemExit(3)",
+    "import sys; sys.exit()",
+    "raise Exception('two\\nlines')",
+    "raise Exception",
+    "import nothing_like_this",
+    "from torch import nn\nclass Odd(Exception):\n    def __str__(self): return '\\x1b[31mred'\nraise Odd",
+    "make = 3",
+    "make = None",
+    "def make(): return None",
+    "def make(): return dict",
+    "from torch import nn\ndef make(): return nn.Linear",
+    "from torch import nn\ndef make(): return nn.Linear(2, 2), 3",
+    "def make(): return {}",
+    "def make(x): return x",
+    "def make(*, x): return x",
+    "def make(): raise SystemExit('bye')",
+    "def make(): raise RuntimeError('a\\nb\\nc')",
+    "def make(): raise MemoryError",
+    "def make(): return make()",
+    "def make(): yield 1",
+    "import torch\ndef make(): return torch.ones(3)",
+    "make = dict",
+    "from torch import nn\nclass Net(nn.Module):\n    def __init__(self): pass\nmake = Net",
+    "from torch import nn\nclass Net(nn.Module):\n    def eval(self): raise ValueError('no')\nmake = Net",
+    "from torch import nn\nclass Net(nn.Module):\n    def state_dict(self, *a, **k): return {'a': 1}\nmake = Net",
+    "from torch import nn\nmake = nn.LazyLinear(3)",
+    "import torch\nfrom torch import nn\nwith torch.device('meta'): make = nn.Linear(2, 2)",
+    "from torch import nn\nmake = nn.Linear(2, 2)",
+    "from torch import nn\ndef make(): return nn.Linear(2, 2)",
+    "def __getattr__(name): raise ValueError(name)",
+    "def __getattr__(name): return lambda: name",
+    "\x00",
+    "# -*- coding: nothing -*-\n",
+    "x = " + "(" * 300,
+    "x = " + "-" * 50_000 + "1",
+    "from geophone.errors import GeophoneError\nraise GeophoneError('mine. Mend it.')",
+    "from geophone import PERTURBATIONS\nPERTURBATIONS.add('LinfPGD', 3)\n",
+)
+
+
+def _python(case: Case) -> str:
+    """Another file of Python, or another name for what is in it."""
+    draw = case.draw
+    if draw.random() < 0.3:
+        case.words[0] = draw.choice((*TEXTS, "make", "Net", "nn", "__name__", "make()", "make:make", "absent"))
+    if draw.random() < 0.2:
+        case.words[1] = draw.choice(
+            ("random.py", "torch.py", "a b.py", "é.py", "x" * 250 + ".py", "a.b.py", ".py", "3.py")
+        )
+        (case.folder / case.words[1]).write_text(MAKER)
+        return f"named {case.words[1][:20]}"
+    if case.words[1] == "net.py":
+        put(case.folder / "net.py", draw.choice(_FILES).encode())
+    return "another file"
+
+
+def _module(case: Case) -> nn.Module:
+    path = f"{case.folder}/{case.words[1]}:{case.words[0]}"
+    return load_model(chosen(case, "weights*"), path) if case.number % 3 == 0 else load_model(path)
+
+
+register(
+    Format(
+        name="model-file",
+        make=lambda folder: _make(folder, "weights.pt"),
+        words=("make", "net.py"),
+        use=_module,
+        right=lambda case, made: (
+            None if isinstance(made, nn.Module) and not made.training else "no module in eval mode"
+        ),
+        mutators=(_python, _python, _python, any_bytes("net.py"), other_thing("net.py")),
+        row=50,
+        quiet=False,  # what the user's code prints is the user's
+    )
+)

@@ -3,7 +3,9 @@
 import ast
 import json
 import math
+import os
 import random
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -149,6 +151,15 @@ def chosen(case: Case, pattern: str) -> Path:
     return case.draw.choice(files) if files else case.folder / pattern.replace("*", "none")
 
 
+def put(path: Path, data: bytes) -> None:
+    """Write a file, whatever was in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.is_symlink() or not path.is_file():
+        path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def any_bytes(pattern: str = "*") -> Mutator:
     """Damage one file that matches, whatever is in it."""
 
@@ -156,7 +167,7 @@ def any_bytes(pattern: str = "*") -> Mutator:
         path = chosen(case, pattern)
         data = path.read_bytes() if path.is_file() else b""
         new, how = damaged(data, case.draw)
-        path.write_bytes(new)
+        put(path, new)
         return f"{how} in {path.name}"
 
     return mutator
@@ -167,7 +178,8 @@ def other_thing(pattern: str = "*") -> Mutator:
 
     def mutator(case: Case) -> str:
         path = chosen(case, pattern)
-        path.unlink(missing_ok=True)
+        put(path, b"")
+        path.unlink()
         what = case.draw.choice(
             ("nothing", "folder", "empty", "loop", "dangling", "null", "zero", "fifo", "zip", "text")
         )
@@ -176,8 +188,6 @@ def other_thing(pattern: str = "*") -> Mutator:
         elif what == "empty":
             path.touch()
         elif what == "fifo":
-            import os
-
             os.mkfifo(path)
         elif what == "zip":
             with zipfile.ZipFile(path, "w") as file:
@@ -509,7 +519,7 @@ def any_npy(pattern: str) -> Mutator:
     def mutator(case: Case) -> str:
         path = chosen(case, pattern)
         new, how = damaged_npy(path.read_bytes() if path.is_file() else b"", case.draw)
-        path.write_bytes(new)
+        put(path, new)
         return f"npy: {how} in {path.name}"
 
     return mutator
@@ -517,7 +527,7 @@ def any_npy(pattern: str) -> Mutator:
 
 # --- words -----------------------------------------------------------------------------------------------------------
 LITERALS = (
-    *("9**9**9", "'a'*10**9", "[0]*10**9", "10**9*[0]", "(0,)*10**9", "b'a'*10**9", "9" * 5000, "-" * 5000 + "1", "(" * 500 + "1" + ")" * 500),
+    *("9**9**9", "'a'*1000000000", "1000000000*[0]", "'a'*10**9", "[0]*10**9", "10**9*[0]", "(0,)*10**9", "b'a'*10**9", "9" * 5000, "-" * 5000 + "1", "(" * 500 + "1" + ")" * 500),
     *("[" * 500 + "]" * 500, "1/0", "0/0", "1%0", "1e999", "-1e999", "1e400*1", "1e308*10", "8/255", "8//255", "1<<10**9", "~0", "not 1"),
     *("__import__('os').getpid()", "exit()", "open('x')", "lambda: 0", "[x for x in y]", "x", "x.y", "f'{1}'", "{*()}", "{**{}}", "...", "1j"),
     *("1if 1else 2", "a:=1", "yield", "await x", "None", "True", "False", "'a'", "''", "b''", "()", "[]", "{}", "{1:2}", "{1}", "(1,2)", "[1,[2]]"),

@@ -164,7 +164,7 @@ def _from_file(text: str) -> nn.Module:
     try:
         factory = getattr(module, name, None)
         if isinstance(factory, nn.Module):
-            return factory
+            return factory.eval()
         if not callable(factory):
             raise GeophoneError(f"{file} has no function {short(name)}. Name one that returns a torch.nn.Module.")
         try:

@@ -28,7 +28,7 @@ from geophone.perturb.attacks.square import LinfSquare
 from geophone.record import WEIGHTED, activation_layers, check_labels, layers_of, logits_of, unwrapped
 from geophone.rng import draws, key, stream
 from geophone.robustness import PASSES, survival
-from geophone.types import Batch, Model, deterministic, evaluating, full_precision, seeded
+from geophone.types import Batch, Model, check_columns, deterministic, evaluating, full_precision, seeded
 
 MATERIAL = 0.02
 """The share of images from which an effect matters: two points of robust accuracy, a difference that papers report."""
@@ -269,6 +269,7 @@ class _Subject:
     def of(cls, model: Model, split: Split, eps: float, batch_size: int, seed: int, training: set[str]) -> "_Subject":
         """Ask the network twice."""
         first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
+        check_columns(first)
         check_labels(split.y, first)
         return cls(model, split, eps, batch_size, seed, training, first, second)
 

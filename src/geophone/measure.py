@@ -36,6 +36,7 @@ from geophone.types import (
     Model,
     Pair,
     Perturbation,
+    check_columns,
     deterministic,
     evaluating,
     full_precision,
@@ -134,6 +135,8 @@ def measure(
                 logits, responses, points = _responses(model, x, layers, reduce, project)
                 check_ran(wanted, responses)
                 if condition.perturbation is None:
+                    if any(m.reads == "logits" for m in chosen):
+                        check_columns(logits)
                     check_labels(batch.y, logits)
                 _sum_up(condition, chosen, batch, x, logits, responses, points, shuffled_y, clean)
                 if condition.perturbation is None:

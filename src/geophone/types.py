@@ -263,6 +263,15 @@ def deterministic() -> Iterator[None]:
             os.environ.pop(_WORKSPACE, None)
 
 
+def check_columns(logits: Float[Tensor, "n k"]) -> None:
+    """Raise an error for logits of one column: with one class, nothing is ever misclassified."""
+    if logits.shape[1] < 2:
+        raise GeophoneError(
+            f"the network gives logits {list(logits.shape)}, one column, so that no image can be misclassified. Give "
+            "two: for a logit z of class 1 against 0, torch.cat([torch.zeros_like(z), z], dim=1)."
+        )
+
+
 def passed(model: Model, x: Tensor) -> Tensor:
     """What the model answers to images that are used again after it.
 

@@ -43,7 +43,7 @@ from geophone.record import (
 )
 from geophone.rng import draws, key, stream
 from geophone.robustness import PASSES, survival
-from geophone.types import Batch, Model, deterministic, evaluating, full_precision, seeded
+from geophone.types import Batch, Model, check_columns, deterministic, evaluating, full_precision, seeded
 
 MATERIAL = 0.02
 """The share of images from which an effect matters: two points of robust accuracy, a difference that papers report."""
@@ -403,6 +403,7 @@ class _Subject:
     ) -> "_Subject":
         """Ask the network twice."""
         first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
+        check_columns(first)
         check_labels(split, first.shape[1])
         return cls(model, split, eps, batch_size, seed, training, first, second, step)
 

@@ -39,6 +39,7 @@ from geophone.types import (
     Model,
     Pair,
     Perturbation,
+    check_columns,
     deterministic,
     evaluating,
     family_name,
@@ -149,6 +150,8 @@ def measure(
                 logits, responses, points = _responses(model, x, layers, reduce, project)
                 check_ran(wanted, responses)
                 if condition.perturbation is None and number == 0:
+                    if any(m.reads == "logits" for m in chosen):
+                        check_columns(logits)
                     check_labels(split, logits.shape[1])
                 _sum_up(condition, chosen, batch, x, logits, responses, points, shuffled_y, clean)
                 if condition.perturbation is None:

@@ -31,6 +31,7 @@ from geophone.types import (
     Batch,
     Model,
     Perturbation,
+    check_columns,
     describe,
     deterministic,
     evaluating,
@@ -385,17 +386,18 @@ class _Judge:
     def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
         """Ask the network the same twice, to know whether it answers at random."""
         first, stochastic = asked_twice(model, split)
+        check_columns(first)
         need_labels(split, "an attack")
         check_labels(split, first.shape[1])
         return cls(model, passes or (PASSES if stochastic else 1), first.shape[1], stochastic)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Share of passes that are right, and mean margin, `[n]` each."""
-        right = total = torch.zeros(len(y), device=x.device)
+        right = total = torch.zeros(len(y), dtype=torch.float32, device=x.device)
         for _ in range(self.passes):
             logits = logits_of(self.model, x)
             right = right + (logits.argmax(1) == y).float()
-            total = total - margin(logits, y)
+            total = total - margin(logits, y).float()
         return right / self.passes, total / self.passes
 
 
@@ -446,7 +448,7 @@ def _survive(
     clean, _ = judge(x, y)
     right = clean > 0
     shape = (len(y), len(attacks), restarts)
-    rate, margins, distance = (torch.full(shape, math.nan, device=x.device) for _ in range(3))
+    rate, margins, distance = (torch.full(shape, math.nan, dtype=torch.float32, device=x.device) for _ in range(3))
     all_rows = torch.arange(len(y), device=x.device)
     # The worst candidates so far, and how often they are got right: of each attack, and in the last place of all.
     worst = [(clean.clone(), x.clone()) for _ in range(len(attacks) + 1)]
@@ -460,7 +462,7 @@ def _survive(
                 continue
             found = _attacked(judge, batch, rows, attack, r, seed)
             rate[rows, a, r], margins[rows, a, r] = judge(found, y[rows])
-            distance[rows, a, r] = getattr(attack, "norm", L2).length(found - x[rows])
+            distance[rows, a, r] = getattr(attack, "norm", L2).length(found - x[rows]).float()
             for least, image in (worst[a], worst[-1]):
                 lower = rate[rows, a, r] < least[rows]
                 image[rows[lower]] = found[lower]

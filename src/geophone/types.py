@@ -333,6 +333,15 @@ class Snapshot:
         return self._x._version == self._version if self._copy is None else torch.equal(self._x, self._copy)
 
 
+def check_columns(logits: Float[Tensor, "n k"]) -> None:
+    """Raise an error for logits of one column: with one class, nothing is ever misclassified."""
+    if logits.shape[1] < 2:
+        raise GeophoneError(
+            f"the network gives logits {list(logits.shape)}, one column, so that no image can be misclassified. Give "
+            "two: for a logit z of class 1 against 0, torch.cat([torch.zeros_like(z), z], dim=1)."
+        )
+
+
 def passed(model: Model, x: Tensor) -> Any:
     """What the model answers to images that are used again after it, of whatever type.
 

@@ -260,7 +260,7 @@ class L2FMN(ClosestAttack):
                     break
             best = closest.distance[rows]
             cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
-            gamma = self.shrink * torch.where(best.isinf(), 1, 0.02 + 0.98 * cosine)
+            gamma = self.shrink * torch.full_like(best, 0.02 + 0.98 * cosine).masked_fill_(best.isinf(), 1)
             radius = torch.where(fooled, torch.minimum(radius, best) * (1 - gamma), radius * (1 + gamma))
             delta = (moved - x).add_(L2.steepest(gradient), alpha=self.step_size * (0.01 + 0.99 * cosine))
             moved = (x + column(radius.clamp(max=farthest), x) * L2.steepest(delta)).clamp_(0, 1)

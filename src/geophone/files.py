@@ -189,6 +189,8 @@ def _made(folder: Path) -> list[Path]:
             f"cannot make the folder {folder}: {_reason(error)}. Choose one that you may write to."
         ) from None
     if not os.access(folder, os.W_OK):
+        for one in missing:
+            _remove_empty(one)
         raise GeophoneError(f"cannot write in {folder}: permission denied. Choose a folder that you may write to.")
     return missing[::-1]
 

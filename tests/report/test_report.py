@@ -825,16 +825,40 @@ def test_write_report(tmp_path: Path, synthetic: ModuleType) -> None:
     assert not [name for name in left if name.endswith(".tmp")]
 
 
+OTHER_KINDS = (
+    *(
+        ("seeds", 7),
+        ("jobs", '"j"'),
+        ("jobs", "[1]"),
+        ("notes", 5),
+        ("versions", "[]"),
+        ("seconds", '"x"'),
+        ("seconds", "NaN"),
+    ),
+    *(("networks", '"a"'), ("threads", "true"), ("command", "[]"), ("question", "{}"), ("started", "1")),
+)
+
+
 @pytest.mark.parametrize(
     ("provenance", "said"),
-    [(None, "it is no study's or scan's folder"), ("{", "can't be read"), ("{}", 'no "title"'), ("[]", 'no "title"')],
+    [
+        *(
+            (None, "it is no study's or scan's folder"),
+            ("{", "can't be read"),
+            ("{}", 'no "title"'),
+            ("[]", 'no "title"'),
+        ),
+        *((f'{{"title": "T", "{name}": {value}}}', f'its "{name}"') for name, value in OTHER_KINDS),
+        *(("[" * 100_000, "nested too deeply"), (b"\xff", "can't be read")),
+    ],
 )
 def test_bad_provenance_is_one_clear_error(
-    tmp_path: Path, synthetic: ModuleType, provenance: str | None, said: str
+    tmp_path: Path, synthetic: ModuleType, provenance: str | bytes | None, said: str
 ) -> None:
     tables.write(synthetic.make_table([None], [None]), tmp_path / "table" / "a.parquet")
     if provenance is not None:
-        (tmp_path / "provenance.json").write_text(provenance)
+        content = provenance if isinstance(provenance, bytes) else provenance.encode()
+        (tmp_path / "provenance.json").write_bytes(content)
     with pytest.raises(GeophoneError, match=said):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()

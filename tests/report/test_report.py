@@ -827,7 +827,12 @@ def test_write_report(tmp_path: Path, synthetic: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("provenance", "said"),
-    [(None, "it is no study's or scan's folder"), ("{", "can't be read"), ("{}", 'no "title"'), ("[]", 'no "title"')],
+    [
+        (None, "it is no study's or scan's folder"),
+        ("{", "it is no JSON"),
+        ("{}", 'no "title"'),
+        ("[]", "no JSON object"),
+    ],
 )
 def test_bad_provenance_is_one_clear_error(
     tmp_path: Path, synthetic: ModuleType, provenance: str | None, said: str

@@ -3,7 +3,7 @@
 A file carries the text `geophone.sha256=` and 64 hexadecimal digits where its format has room for a text: the SHA-256
 of the whole file with zeros in place of those digits. That is one file, so it is replaced whole or not at all, and
 what the digits mean does not depend on the version of the library that reads it. Files of earlier versions carry none
-and are read as they are.
+and are read as they are, and so is a JSON file whose "checksum" was taken out by whoever edited it.
 """
 
 import hashlib
@@ -25,6 +25,9 @@ BLANK = f"{LABEL}{'0' * 64}"
 
 KEY = "checksum"
 """Under which name the text stands in a file's metadata."""
+
+LARGEST_JSON = 64 << 20
+"""Bytes of a JSON file that is read at all: those of the largest studies have some hundred kilobytes."""
 
 _FOREIGN = {"ARROW:schema", "pandas"}  # what other writers of Parquet put into its metadata
 
@@ -63,6 +66,8 @@ def read_checked(path: Path, remedy: str) -> bytes:
         GeophoneError: it can't be read, or its checksum does not fit.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device has no end
+            raise GeophoneError(f"{path} is not a file. {remedy}")
         data = path.read_bytes()
     except OSError as error:
         raise GeophoneError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
@@ -98,7 +103,12 @@ def read_parquet(path: Path, remedy: str) -> pl.DataFrame:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON with its checksum, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_bytes(sealed(json.dumps({**content, KEY: BLANK}, indent=2).encode()))
+        temporary.write_bytes(json_bytes(content))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """An object as a JSON file with its checksum."""
+    return sealed(json.dumps({**content, KEY: BLANK}, indent=2).encode())
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -107,14 +117,15 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         GeophoneError: it can't be read, is no object, or its checksum does not fit.
     """
+    if path.is_file() and path.stat().st_size > LARGEST_JSON:
+        raise GeophoneError(f"{path} is not readable: it is too large. {remedy}")
+    data = read_checked(path, remedy)
     try:
-        made = json.loads(read_checked(path, remedy).decode())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, GeophoneError):
-            raise
+        made = json.loads(data.decode())
+    except (ValueError, RecursionError):
         raise GeophoneError(f"{path} is not readable: it is no JSON. {remedy}") from None
     if not isinstance(made, dict):
         raise GeophoneError(f"{path} is not readable: it is no JSON object. {remedy}")
-    if made.pop(KEY, None) is not None and not is_sealed(path.read_bytes()):
+    if made.pop(KEY, None) is not None and not is_sealed(data):
         raise GeophoneError(f"{path} is not readable: its checksum is damaged. {remedy}")
     return made

@@ -1,7 +1,5 @@
 """Where results come from: written beside every table, shown in every report."""
 
-import json
-import math
 import os
 import platform
 import shlex
@@ -12,9 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from geophone.files import write_text
+from geophone.checksums import read_json, write_json
+from geophone.errors import GeophoneError, short
 
 FILE = "provenance.json"
+LONGEST = 1e10
+"""Seconds that no study takes: three hundred years."""
+_AGAIN = "Run the same command again to write it anew."
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("title", "question", "study", "command", "device", "host", "started"), str),
     **dict.fromkeys(("seeds", "jobs", "notes"), list),
@@ -33,12 +35,7 @@ def write_provenance(out: Path, *, resumed: bool = False, **what: Any) -> None:
         what: As for `provenance`.
     """
     path = out / FILE
-    write_text(path, as_json(provenance(**what, earlier=_earlier(path) if resumed else None)))
-
-
-def as_json(made: Mapping[str, Any]) -> str:
-    """How provenance is written."""
-    return json.dumps(made, indent=2)
+    write_json(path, provenance(**what, earlier=_earlier(path) if resumed else None))
 
 
 def provenance(
@@ -106,30 +103,34 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """What `write_provenance` wrote, each entry of its kind.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it can't be read, or an entry is of another kind; the message says what.
+        GeophoneError: there is none, it can't be read or is damaged, or an entry is of another kind.
     """
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(made, dict) or not made.get("title"):
-        raise ValueError('it has no "title"')
+    made = read_json(path, _AGAIN)
+    if wrong := _wrong(made):
+        raise GeophoneError(f"{path} can't be read ({wrong}). {_AGAIN}")
+    return made
+
+
+def _wrong(made: Mapping[str, Any]) -> str | None:
+    """What in it is not as `provenance` makes it."""
+    if not made.get("title"):
+        return 'it has no "title"'
     for name, kind in _KINDS.items():
         value = made.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise ValueError(f'its "{name}" is {str(value)[:40]!r}')
-    if not math.isfinite(made.get("seconds") or 0.0):
-        raise ValueError('its "seconds" are not finite')
+            return f'its "{name}" is {short(value, 40)}'
+    seconds = made.get("seconds") or 0
+    if not 0 <= seconds < LONGEST:  # NaN is neither
+        return f'its "seconds" are {short(seconds, 40)}'
     if not all(isinstance(job, str) for job in made.get("jobs") or ()):
-        raise ValueError('its "jobs" are not all names')
-    return made
+        return 'its "jobs" are not all names'
+    return None
 
 
 def _earlier(path: Path) -> dict[str, Any]:
     try:
         return read_provenance(path)
-    except (OSError, ValueError):
+    except GeophoneError:
         return {}
 
 

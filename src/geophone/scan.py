@@ -15,6 +15,7 @@ import torch
 from geophone import table
 from geophone.checks import AVERAGING, attack_checks, axes_check, check_passes, other_classes
 from geophone.checks import checks as table_checks
+from geophone.checksums import json_bytes
 from geophone.data import ImageData, Split, as_split, load
 from geophone.errors import GeophoneError, plain
 from geophone.files import LOCK, reserved, write_all
@@ -25,7 +26,7 @@ from geophone.perturb import grid
 from geophone.perturb.cost import CURVE, passes
 from geophone.perturb.grids import shakes
 from geophone.progress import Stage, Stages, Steps
-from geophone.provenance import FILE, as_json, now, provenance
+from geophone.provenance import FILE, now, provenance
 from geophone.record import Reduce, need_labels, spatial_mean
 from geophone.registry import load_entry_points
 from geophone.report import report_files
@@ -336,7 +337,7 @@ def _written(
     write_all(
         {
             folder / TABLE: table.as_bytes(rows),
-            folder / FILE: as_json(said).encode(),
+            folder / FILE: json_bytes(said),
             **report_files(table.in_order(rows), said, folder, page),
         }
     )

@@ -122,4 +122,7 @@ def _read_shard(path: Path) -> pl.DataFrame:
         raise GeophoneError(
             f"the table shard {path} has other columns than this version writes ({wrong}). Run the study anew."
         )
+    numbers = shard.select("level", "value", "low", "high")
+    if not numbers.select(pl.all_horizontal(pl.all().is_finite().all(ignore_nulls=True))).item():
+        raise GeophoneError(f"the table shard {path} has NaN or infinite values. Run the study anew.")
     return shard

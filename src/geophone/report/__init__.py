@@ -112,18 +112,15 @@ def _checked(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
-    try:
-        return read_provenance(path)
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         unfinished = (path.parent / "study.json").is_file()
         why = (
             "its study is not finished: run the same command again"
             if unfinished
             else "it is no study's or scan's folder"
         )
-        raise GeophoneError(f"{path.parent} has no {path.name}: {why}.") from None
-    except (OSError, ValueError) as error:
-        raise GeophoneError(f"{path} can't be read ({error}). Run the same command again to write it anew.") from None
+        raise GeophoneError(f"{path.parent} has no {path.name}: {why}.")
+    return read_provenance(path)
 
 
 def _figures(found: Findings) -> dict[str, charts.Spec]:

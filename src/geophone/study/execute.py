@@ -281,11 +281,15 @@ class _Workers(Executor):
             for _ in range(DEATHS):
                 process = process or _Process(self._leash)
                 try:
-                    return process.do((fn, args, kwargs), self._tell)
+                    kind, what = process.do((fn, args, kwargs), self._tell)
                 except EOFError:
                     how, process = process.end(), None
                     if self._hand.closed:
                         break
+                else:
+                    if kind == "raised":
+                        raise what
+                    return what
             raise GeophoneError(f"its process died {DEATHS} times: {how}.")
         finally:
             self._idle.put(process)
@@ -316,28 +320,29 @@ class _Process:
 
     def __init__(self, leash: Connection) -> None:
         self._here, there = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_serve, args=(there, leash), daemon=True)
+        self._process = _CONTEXT.Process(target=_serve, args=(there, leash))
         self._process.start()
         there.close()
 
-    def do(self, call: tuple[Any, ...], progress: Progress) -> Any:
-        """What the call returns, or raises.
+    def do(self, call: tuple[Any, ...], progress: Progress) -> tuple[str, Any]:
+        """How it ended ("returned" or "raised"), and with what.
 
         Raises:
             EOFError: the process died.
         """
         try:
             self._here.send(call)
-            while True:
-                kind, what = self._here.recv()
-                if kind == "progress":
-                    progress(*what)
-                elif kind == "raised":
-                    raise what
-                else:
-                    return what
-        except (ConnectionError, BrokenPipeError):
+        except ConnectionError:
             raise EOFError from None
+        while True:
+            try:
+                kind, what = self._here.recv()
+            except OSError:  # it died amid a message
+                raise EOFError from None
+            if kind == "progress":
+                progress(*what)
+            else:
+                return kind, what
 
     def end(self) -> str:
         """Wait until it has ended; how it did, in words."""

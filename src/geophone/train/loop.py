@@ -14,7 +14,7 @@ from torch import nn
 
 from geophone.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
 from geophone.data import ImageData, crop_flip
-from geophone.errors import GeophoneError, unknown
+from geophone.errors import GeophoneError, reason_of, short, unknown
 from geophone.files import replacing
 from geophone.record import check_attacked
 from geophone.registry import PERTURBATIONS
@@ -278,28 +278,47 @@ def _resume(
     path: Path, purpose: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[list[Any], dict[str, Any]]:
     again = "Delete it to start anew."
+    data = read_checked(path, again)
+    if not _sums_hold(data):
+        raise GeophoneError(f"{path} is corrupt (its contents do not fit their checksums). {again}")
     try:
-        state = torch.load(io.BytesIO(read_checked(path, again)), map_location=device, weights_only=True)
-        if state["purpose"] != purpose:
-            raise GeophoneError(f"{path} is the state of another training ({state['purpose']}). {again}")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["history"], state["best"]
-    except GeophoneError:
-        raise
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        known, history, best = state["purpose"], state["history"], state["best"]
+        if known == purpose:
+            model.load_state_dict(best["weights"])  # fails here and not after hours
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            _check_history(history)
     except Exception as error:  # a broken file fails in many ways
-        raise GeophoneError(f"{path} is not a readable training state ({error}). {again}") from None
+        raise GeophoneError(f"{path} is not a readable training state ({reason_of(error)}). {again}") from None
+    if known != purpose:
+        raise GeophoneError(f"{path} is the state of another training ({short(known)}). {again}")
+    return history, best
+
+
+def _check_history(history: Any) -> None:
+    """Raise an error for what is not one record after the other, as `fit` makes them."""
+    for place, record in enumerate(history):
+        numbers = [record["epoch"], record["loss"], record["accuracy"]]
+        if record["epoch"] != place + 1 or not all(type(number) in (int, float) for number in numbers):
+            raise ValueError(f"its record of epoch {place + 1} is {short(record)}")
 
 
 def checkpoint_is_whole(path: Path) -> bool:
     """Whether the state of a training is what was written; of earlier versions', whether its own checks hold."""
-    data = path.read_bytes()
+    try:
+        return _sums_hold(path.read_bytes())
+    except OSError:
+        return False
+
+
+def _sums_hold(data: bytes) -> bool:
     if is_sealed(data):
         return is_whole(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return archive.testzip() is None
-    except zipfile.BadZipFile:
+    except Exception:  # of zipfile and its decompressors: a broken file fails in many ways
         return False
 
 

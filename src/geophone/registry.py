@@ -95,10 +95,14 @@ class Registry(Generic[T]):
             if wrong:
                 raise unknown(f"argument of {name}", wrong[0], signature.parameters) from None
             raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(signature.parameters)}.") from None
-        values = {
-            key: _fitting(value, signature.parameters[key], text) if key not in more else value
-            for key, value in arguments.items()
-        }
+        values = {}
+        for key, value in arguments.items():
+            parameter = signature.parameters[key]
+            if key not in more:
+                value = _fitting(value, parameter, text)
+            elif type(value) is int and parameter.annotation in (float, float | None):
+                value = float(value)
+            values[key] = value
         try:
             return made(**values)
         except GeophoneError:

@@ -131,7 +131,7 @@ def _odd(value: Tensor, draw: Any) -> tuple[Any, str]:
         ("minus inf", lambda: torch.full_like(value, -math.inf) if floats else value),
         ("1e300", lambda: torch.full_like(value, 1e300, dtype=torch.float64)),
         ("half", lambda: torch.full_like(value, 0.5, dtype=torch.float32)),
-        ("expanded", lambda: torch.zeros(1).expand(value.shape)),
+        ("expanded", lambda: torch.zeros(()).expand(value.shape)),
         ("huge", lambda: torch.zeros(1).expand(1 << 40)),
         ("vast", lambda: torch.zeros(1).expand(3, 1 << 40)),
         ("empty", lambda: torch.empty(0)),
@@ -275,7 +275,7 @@ def _safe_header(case: Case) -> str:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -45,6 +45,11 @@ def made(tmp_path):
     return tmp_path, factory, {key: value.clone() for key, value in load_model(factory).state_dict().items()}
 
 
+def _nested(value):
+    with warnings.catch_warnings(action="ignore"):  # of a prototype
+        return torch.nested.nested_tensor([value[0], value[1]])
+
+
 def _loads(folder, factory, content, state):
     torch.save(content, folder / "w.pt")
     own = load_model(folder / "w.pt", factory).state_dict()
@@ -89,6 +94,7 @@ def test_values_that_are_kept(made):
         (lambda w: torch.full_like(w, 1e300, dtype=torch.float64), "can't hold its values"),
         (lambda w: torch.full_like(w, -math.inf), "NaN or infinite"),
         (lambda w: torch.zeros(1).expand(1 << 40), "missing or has another shape"),
+        (lambda w: _nested(w), "missing or has another shape"),
     ],
 )
 def test_values_that_would_change_are_refused(made, change, message):

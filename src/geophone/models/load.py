@@ -222,7 +222,7 @@ def _with_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     counts = {key for key in own if key.endswith("num_batches_tracked") and key not in state}
-    wrong = [key for key in own if key not in counts and (key not in state or state[key].shape != own[key].shape)]
+    wrong = [key for key in own if key not in counts and not _has_shape(state.get(key), own[key])]
     extra = [key for key in state if key not in own]
     if wrong or extra:
         first = f"{wrong[0]!r} is missing or has another shape" if wrong else f"{short(extra[0])} is not in the network"
@@ -237,6 +237,10 @@ def _with_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.
     except Exception as error:  # a module may read its weights in its own way
         raise GeophoneError(f"{path} does not fit the network: {reason_of(error)}. Check --factory.") from error
     return model.eval()
+
+
+def _has_shape(value: Tensor | None, own: Tensor) -> bool:
+    return value is not None and not value.is_nested and value.shape == own.shape  # a nested tensor has none
 
 
 def _is_ready(value: Any) -> bool:

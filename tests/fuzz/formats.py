@@ -1,10 +1,8 @@
 """Every format that is tested. Each file registers its own when it is imported."""
 
-import importlib
-import importlib.util
-
+from tests.fuzz import formats_calls as formats_calls
+from tests.fuzz import formats_cli as formats_cli
+from tests.fuzz import formats_data as formats_data
+from tests.fuzz import formats_models as formats_models
+from tests.fuzz import formats_runs as formats_runs
 from tests.fuzz.harness import FORMATS as FORMATS
-
-for name in ("formats_calls", "formats_models", "formats_data", "formats_cli", "formats_runs"):
-    if importlib.util.find_spec(f"tests.fuzz.{name}") is not None:
-        importlib.import_module(f"tests.fuzz.{name}")

@@ -444,7 +444,7 @@ def npy_with(header: str, data: bytes, version: tuple[int, int] = (1, 0), length
     wide = version[0] != 1
     text += b" " * (-(len(text) + (12 if wide else 10) + 1) % 64) + b"\n"
     size = len(text) if length is None else length
-    size = size % (1 << 32) if wide else min(size, 65535)
+    size = size % (1 << 32) if wide else min(max(size, 0), 65535)
     return b"\x93NUMPY" + bytes(version) + struct.pack("<I" if wide else "<H", size) + text + data
 
 

@@ -108,7 +108,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """An object as a JSON file with its checksum."""
-    return sealed(json.dumps({**content, KEY: BLANK}, indent=2).encode())
+    # First, so that no cut takes it away and leaves an object whose other values are changed.
+    return sealed(json.dumps({KEY: BLANK, **content}, indent=2).encode())
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from geophone.registry import PERTURBATIONS
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
 from geophone.train.validation import KEPT, Shaken, kept, robust_accuracy, single_step
-from geophone.types import Recipe, describe, deterministic, device_of, evaluating, seeded
+from geophone.types import Recipe, check_columns, describe, deterministic, device_of, evaluating, seeded
 
 LATER = (
     *(("keep", "best"), ("validate", None), ("snapshots", ())),
@@ -162,8 +162,8 @@ def fit(
 
     Raises:
         GeophoneError: no training images, no validation images where robust accuracy on them is asked for, nothing to
-            measure it by, a network that the recipe is not for, a loss that is not finite, or a checkpoint of something
-            else.
+            measure it by, a network with one logit or that the recipe is not for, a loss that is not finite, or a
+            checkpoint of something else.
     """
     device = device_of(model)
     data = data.to(device)
@@ -173,6 +173,10 @@ def fit(
             f"{data.name} has {len(data.train)} training images, fewer than one batch of {training.batch_size}. "
             "Give more images or a smaller batch_size."
         )
+    with evaluating(model), seeded(key(seed, "fit", "columns"), device), torch.no_grad():
+        logits = model(next(data.train.rows(torch.arange(1)).batches(1)).x)
+        if isinstance(logits, torch.Tensor) and logits.ndim == 2:
+            check_columns(logits)
     if (check := getattr(recipe, "check_network", None)) is not None:
         check(model)
     shaken = watched(recipe, training)

@@ -36,6 +36,7 @@ from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.types import (
     Batch,
+    GoesOn,
     Model,
     Pair,
     Perturbation,
@@ -191,12 +192,11 @@ def _perturbed(
     """The batch's images, perturbed. What goes on from a lower level, as an attack does in steps, starts there."""
     # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
     rng = draws(seed, name, index=batch.index)
-    onward = getattr(perturbation, "onward", None)
-    if onward is None:
+    if not isinstance(perturbation, GoesOn):
         return perturbation(batch.x, batch.y, model, rng)
     before = weaker.get(name)
     if before is not None and level_of(before[0]) <= level_of(perturbation):
-        x = onward(before[1], before[0], batch.x, batch.y, model, rng)
+        x = perturbation.onward(before[1], before[0], batch.x, batch.y, model, rng)
     else:
         x = perturbation(batch.x, batch.y, model, rng)
     weaker[name] = perturbation, x

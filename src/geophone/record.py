@@ -25,6 +25,7 @@ from geophone.types import (
     Batch,
     Model,
     Snapshot,
+    check_columns,
     deterministic,
     device_of,
     evaluating,
@@ -560,13 +561,15 @@ def check_attacked(model: Model, split: Split, what: str) -> None:
         what: Needs the labels, in the user's words.
 
     Raises:
-        GeophoneError: as `need_labels`, `check_labels` and `logits_of`.
+        GeophoneError: as `need_labels`, `check_labels`, `check_columns` and `logits_of`.
     """
     need_labels(split, what)
     if len(split):
         first = split.x[:1].float() / (255 if split.x.dtype == torch.uint8 else 1)
         with evaluating(model), full_precision(), deterministic(), seeded(0, first.device), torch.no_grad():
-            check_labels(split, logits_of(model, first).shape[1])
+            logits = logits_of(model, first)
+        check_columns(logits)
+        check_labels(split, logits.shape[1])
 
 
 def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:

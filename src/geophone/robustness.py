@@ -22,15 +22,20 @@ from geophone.data import Split, as_split
 from geophone.errors import GeophoneError, check_counts
 from geophone.metrics import share_interval
 from geophone.models.stochastic import refuse_frozen
-from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
+from geophone.perturb import L2, LINF, Attack, MinimumNormAttack, at_level, grid
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row
 from geophone.perturb.attacks.losses import margin
+from geophone.perturb.attacks.norms import norm_of
 from geophone.record import asked_twice, check_labels, logits_of, need_labels
 from geophone.rng import draws, key
 from geophone.types import (
+    Averages,
     Batch,
+    Ensemble,
     Model,
     Perturbation,
+    StopsEarly,
+    TakesSteps,
     check_columns,
     describe,
     deterministic,
@@ -418,7 +423,7 @@ def _named(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturb
 
 def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
     """Say which attacks cannot average over a stochastic network's noise."""
-    weak = {type(one).__name__: None for one in attacks if isinstance(one, Attack) and not hasattr(one, "draws")}
+    weak = {type(one).__name__: None for one in attacks if isinstance(one, Attack) and not isinstance(one, Averages)}
     if judge.stochastic and weak:
         warnings.warn(
             f"The network answers at random, and {', '.join(weak)} can't average over its noise: the robust accuracy "
@@ -429,7 +434,7 @@ def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
 
 def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, restart: int, seed: int) -> Tensor:
     """What the attack returns for these rows of the batch; as cheaply as a network without randomness allows."""
-    run = attack if judge.passes > 1 else getattr(attack, "fool", attack)
+    run = attack.fool if judge.passes == 1 and isinstance(attack, StopsEarly) else attack
     rng = draws(seed, family_name(attack), restart, index=batch.index[rows])
     return run(batch.x[rows], batch.y[rows], judge.model, rng)
 
@@ -462,7 +467,7 @@ def _survive(
                 continue
             found = _attacked(judge, batch, rows, attack, r, seed)
             rate[rows, a, r], margins[rows, a, r] = judge(found, y[rows])
-            distance[rows, a, r] = getattr(attack, "norm", L2).length(found - x[rows]).float()
+            distance[rows, a, r] = (norm_of(attack) or L2).length(found - x[rows]).float()
             for least, image in (worst[a], worst[-1]):
                 lower = rate[rows, a, r] < least[rows]
                 image[rows[lower]] = found[lower]
@@ -509,7 +514,7 @@ def _fallen(judge: _Judge, batch: Batch, attacks: Sequence[Perturbation], clean:
 def _with_fewer_steps(attack: Perturbation) -> Perturbation:
     """The attack with a quarter of its steps, if it has any."""
     thing: Any = attack
-    return replace(thing, steps=max(1, thing.steps // 4)) if hasattr(thing, "steps") else attack
+    return replace(thing, steps=max(1, thing.steps // 4)) if isinstance(attack, TakesSteps) else attack
 
 
 def _minimum(judge: _Judge, batch: Batch, attack: MinimumNormAttack, clean: Tensor, seed: int) -> Tensor:
@@ -525,14 +530,14 @@ def _members(attacks: Sequence[Perturbation]) -> list[Perturbation]:
     """The attacks, with an ensemble's members in its place; each once."""
     found: list[Perturbation] = []
     for attack in attacks:
-        found += attack.members() if hasattr(attack, "members") else [attack]
+        found += attack.members() if isinstance(attack, Ensemble) else [attack]
     return list(dict.fromkeys(found))
 
 
 def _radii(attack: Perturbation) -> Sequence[float]:
     """Ten radii, each twice the one before, with the largest of the attack's own levels among them."""
-    box = getattr(getattr(attack, "norm", None), "order", None) == math.inf
-    highest = getattr(attack, "highest", 1.0 if box else math.inf)
+    box = norm_of(attack) is LINF
+    highest = attack.highest if isinstance(attack, Attack) and attack.highest is not None else 1.0 if box else math.inf
     top = attack.levels[-1] * (16 if box else 8)
     while top > highest:
         top /= 2

@@ -107,6 +107,58 @@ class Perturbation(Protocol):
         ...
 
 
+class FitsImages:
+    """A perturbation that chooses something by the images' shape. To be inherited from: a name promises nothing."""
+
+    def for_images(self, shape: tuple[int, ...]) -> Perturbation:
+        """The same with what it chooses for images `[n, c, h, w]` written out, so that a table says what was done."""
+        raise NotImplementedError
+
+
+class GoesOn:
+    """A perturbation that can start from what the same at a lower level gave. To be inherited from, like the others."""
+
+    def onward(self, found: Tensor, weaker: Any, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """What calling it gives, from what `weaker`, the same at a level no higher, found."""
+        raise NotImplementedError
+
+
+class StopsEarly:
+    """An attack that can leave each example once it is fooled."""
+
+    def fool(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """Attacked images, each left as it is once it fools the network."""
+        raise NotImplementedError
+
+
+class Averages:
+    """An attack with a field `draws`: over how many draws of a network's noise each gradient is averaged, None to leave
+    it open.
+    """
+
+    draws: int | None
+
+
+class TakesSteps:
+    """An attack with a field `steps`, of which fewer make a weaker and cheaper attack of the same radius."""
+
+    steps: int
+
+
+class Ensemble:
+    """An attack that runs others one after the other."""
+
+    def members(self) -> tuple[Any, ...]:
+        """The attacks, in the order in which they are run."""
+        raise NotImplementedError
+
+
+class Scales:
+    """A perturbation that scales another, which its field `inner` has as code."""
+
+    inner: str
+
+
 @runtime_checkable
 class Recipe(Protocol):
     """How a batch becomes a loss. The training loop never changes.
@@ -138,8 +190,7 @@ def describe(thing: Any, omit: tuple[str, ...] = (), keep: tuple[str, ...] = ())
 
 def fitted(perturbation: Perturbation, shape: tuple[int, ...]) -> Perturbation:
     """The perturbation with what it chooses by the images' shape written out, so that a table says what was done."""
-    choose = getattr(perturbation, "for_images", None)
-    return choose(tuple(shape)) if choose else perturbation
+    return perturbation.for_images(tuple(shape)) if isinstance(perturbation, FitsImages) else perturbation
 
 
 def level_of(perturbation: Perturbation) -> float:

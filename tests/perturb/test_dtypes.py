@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 import geophone.perturb
 from geophone.checks import attack_checks
+from geophone.data import ImageData, Split
 from geophone.errors import GeophoneError
 from geophone.measure import measure
 from geophone.perturb import FGSM, LinfAPGD, LinfPGD, at_level, from_callable
 from geophone.perturb.attacks import ascent
-from geophone.registry import PERTURBATIONS
+from geophone.registry import PERTURBATIONS, RECIPES
 from geophone.rng import draws, stream
 from geophone.robustness import eps_curve, survival
+from geophone.train import Training, fit
 
 QUICK = {"steps": 3, "queries": 8, "searches": 2, "targets": 2, "translations": 3, "rotations": 3}
 OTHER = (torch.float64, torch.bfloat16, torch.float16)
@@ -209,6 +211,14 @@ def test_every_verb_that_needs_classes_refuses_one_logit(verb: str) -> None:
     x, _, _ = images()
     with pytest.raises(GeophoneError, match=r"one column.*torch\.cat"):
         VERBS[verb](OneLogit(), (x, torch.zeros(6, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("recipe", ["Standard", "Adversarial"])
+def test_training_refuses_one_logit(recipe: str) -> None:
+    x, _, _ = images()
+    split = Split(x, torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    with pytest.raises(GeophoneError, match=r"one column.*torch\.cat"):
+        fit(OneLogit(), ImageData("own", ("a",), split, split, split), RECIPES.build(recipe), Training(1, batch_size=3))
 
 
 def test_geometry_takes_one_logit() -> None:

@@ -166,8 +166,8 @@ def fit(
 
     Raises:
         GeophoneError: no training images, labels that they lack or that the network has no output for, no validation
-            images where robust accuracy on them is asked for, nothing to measure it by, a network that the recipe is
-            not for, a loss that is not finite, or a checkpoint of something else.
+            images where robust accuracy on them is asked for, nothing to measure it by, a network with one logit or
+            that the recipe is not for, a loss that is not finite, or a checkpoint of something else.
     """
     device = device_of(model)
     data = data.to(device)

@@ -16,7 +16,7 @@ from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Averages, Model, TakesSteps
 
 MOMENTUM = 0.25
 """The share of a step that repeats the step before; the rest goes where the gradient points."""
@@ -233,7 +233,7 @@ class _SparseRun(_Run):
 
 
 @dataclass(frozen=True)
-class _APGD(Attack):
+class _APGD(Attack, Averages, TakesSteps):
     """What the norms share."""
 
     steps: int = 50

@@ -14,7 +14,7 @@ from geophone.perturb.attacks.losses import find_loss, margin
 from geophone.perturb.attacks.norms import L2, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
-from geophone.types import Model
+from geophone.types import Model, TakesSteps
 
 ADAM = 0.9, 0.999, 1e-8
 """Adam's decay of the first and of the second moment, and what keeps its quotient finite."""
@@ -28,7 +28,7 @@ _FURTHER = 4  # by how much steps grow after a search that found nothing
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class CarliniWagner(ClosestAttack):
+class CarliniWagner(ClosestAttack, TakesSteps):
     """Carlini and Wagner's l2 attack: Adam on the squared distance and the margin, which is weighed by a search.
 
         minimise (‖x' - x‖₂/r)² + c·max(z_y - max_{j≠y} z_j + confidence, 0)/m   over x' in [0, 1]^d, from x
@@ -195,7 +195,7 @@ class _Problem:
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class L2FMN(ClosestAttack):
+class L2FMN(ClosestAttack, TakesSteps):
     """Fast minimum-norm attack in l2: steps up a loss, on a sphere that shrinks while the network is fooled.
 
         δ ← ε·u/‖u‖₂,   u = δ + α·g/‖g‖₂,   x' = clip(x + δ, 0, 1),   g = ∇ loss

@@ -13,14 +13,14 @@ from geophone.perturb.attacks.norms import L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, TakesSteps
 
 NUDGE = 1e-4
 """What the authors' code adds to the length of each step, so that a search doesn't end in ever shorter ones."""
 
 
 @dataclass(frozen=True)
-class _DeepFool(MinimumNormAttack):
+class _DeepFool(MinimumNormAttack, TakesSteps):
     """What both norms share: everything."""
 
     steps: int = 50

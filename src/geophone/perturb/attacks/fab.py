@@ -12,11 +12,11 @@ from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column, ne
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
-from geophone.types import Model
+from geophone.types import Model, TakesSteps
 
 
 @dataclass(frozen=True)
-class _FAB(ClosestAttack):
+class _FAB(ClosestAttack, TakesSteps):
     """What the three norms share: everything but the projection."""
 
     steps: int = 100

@@ -22,7 +22,7 @@ from geophone.perturb.attacks.boundary import rivals
 from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, StopsEarly
 
 CANDIDATES = 32
 """Values of which all pairs are tried."""
@@ -33,7 +33,7 @@ _TAKEN = -4.0  # below minus the sum of two scaled gradients: a pair with a valu
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class JSMA:
+class JSMA(StopsEarly):
     """Jacobian saliency map attack: changes pairs of values by `theta` until the network is fooled or gamma is spent.
 
         (p, q) = argmax -(α_p + α_q)·(β_p + β_q)   where α_p + α_q > 0 and β_p + β_q < 0
@@ -75,8 +75,9 @@ class JSMA:
             return x.clone()
         return under_attack(self.search, x, y, model, rng)
 
-    fool = __call__
-    """The same: it never does more than is needed."""
+    def fool(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """The same: it never does more than is needed."""
+        return self(x, y, model, rng)
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
         """The attack itself: gradients are on and the model is in evaluation mode."""

@@ -43,7 +43,10 @@ def splits(draw):
 
 
 def test_all_statistics_are_reached_through_the_metrics():
-    responses, pairs = {Activity, ClassMeans, ClassPoints, Moments, UniformSample}, {CrossMoments, Displacement, PairSample}
+    responses, pairs = (
+        {Activity, ClassMeans, ClassPoints, Moments, UniformSample},
+        {CrossMoments, Displacement, PairSample},
+    )
     assert set(STATISTICS) == responses | pairs | {Lengths, Outcomes}
 
 

@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import polars as pl
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from geophone import table
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError, Unlabelled
 from geophone.metrics import Metric, Undefined, default_metrics
+from geophone.metrics.metric import not_finite
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition as columns_of
@@ -50,6 +53,8 @@ from geophone.types import (
     without_gradients,
 )
 
+NO_UNIT = "this unit has no value: see what the metric says"
+
 Key = tuple[str | None, type, bool]
 """Where a sum belongs: layer (none for the logits), statistic, and whether the labels were shuffled."""
 
@@ -63,20 +68,34 @@ class _Condition:
     sums: dict[Key, Any] = field(default_factory=dict)
     missing: dict[Key, str] = field(default_factory=dict)
     """Why there is no sum: the images lack the labels that it needs."""
+    examples: dict[Key, int] = field(default_factory=dict)
+    """Of each sum, how many examples went into it."""
+    bad: dict[Key, Any] = field(default_factory=dict)
+    """How many of them have NaN or infinite responses; on the responses' device until it is read."""
 
     @property
     def attack(self) -> Perturbation | None:
         """The perturbation, where it attacks."""
         return self.perturbation if self.perturbation is not None and is_attack(self.perturbation) else None
 
-    def add(self, layer: str | None, statistic: type[Any], shuffled: bool, batch: Batch | Pair) -> None:
+    def add(self, layer: str | None, statistic: type[Any], shuffled: bool, batch: Batch | Pair, examples: int) -> None:
+        """Sum up a batch of so many examples, of which each may have several rows."""
         key = (layer, statistic, shuffled)
         try:
             part = statistic.of(batch)
         except Unlabelled as reason:
             self.missing[key] = str(reason)
             return
+        self.examples[key] = self.examples.get(key, 0) + examples
+        self.bad[key] = self.bad.get(key, 0) + _not_finite(batch, examples)
         self.sums[key] = self.sums[key] + part if key in self.sums else part
+
+
+def _not_finite(batch: Batch | Pair, examples: int) -> Int[Tensor, ""]:
+    """How many examples have a NaN or an infinity, on either side of a pair."""
+    sides = (batch.a, batch.b) if isinstance(batch, Pair) else (batch.x,)
+    rows = torch.stack([~side.isfinite().all(1) for side in sides]).any(0)
+    return rows.reshape(examples, -1).any(1).count_nonzero()
 
 
 def measure(
@@ -230,18 +249,20 @@ def _sum_up(
     here = [m for m in chosen if not (perturbed and m.when == "clean")]
     for statistic, reads, shuffled in {(m.statistic, m.reads, m.shuffled): None for m in here}:
         if reads == "logits":
-            condition.add(None, statistic, shuffled, batch.with_x(logits))
+            condition.add(None, statistic, shuffled, batch.with_x(logits), len(batch))
         elif reads == "images":
             if perturbed:
-                condition.add(None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1), batch.index))
+                condition.add(
+                    None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1), batch.index), len(batch)
+                )
         else:
             for layer, response in (points if reads == "points" else responses).items():
                 if reads != "pair":
                     labelled = Batch(batch.x, shuffled_y, batch.index) if shuffled else batch
-                    condition.add(layer, statistic, shuffled, labelled.with_rows(response))
+                    condition.add(layer, statistic, shuffled, labelled.with_rows(response), len(batch))
                 elif layer in clean:
                     index = batch.with_rows(response).index
-                    condition.add(layer, statistic, shuffled, Pair(clean[layer], response, index))
+                    condition.add(layer, statistic, shuffled, Pair(clean[layer], response, index), len(batch))
 
 
 def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, int]) -> Iterator[dict[str, Any]]:
@@ -255,21 +276,25 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
         layers = [layer for layer, statistic, shuffled in condition.sums if (statistic, shuffled) == _needs(metric)]
         layer_values, units = [], 0
         for layer in layers:
-            statistic = condition.sums[(layer, *_needs(metric))]
+            key = (layer, *_needs(metric))
+            statistic = condition.sums[key]
             row: dict[str, Any] = {**common, "n": statistic.n, "d": statistic.d}
             if layer is not None:
                 row |= {"layer": layer, "depth": depth[layer]}
                 if metric.reads == "pair":
                     row = {"other": "clean", **row}
             try:
-                value = metric.compute(statistic)
-                low, high = metric.interval(statistic) if metric.interval else (None, None)
+                if bad := int(condition.bad[key]):
+                    raise Undefined(not_finite(bad, condition.examples[key]))
+                value = metric(statistic)
+                low, high, no_interval = metric.bounds(statistic)
             except Undefined as reason:
                 yield row | {"note": str(reason)}
                 continue
             if metric.per_unit:
                 if condition.perturbation is None:
-                    yield from (row | {"unit": unit, "value": v} for unit, v in enumerate(value.tolist()))
+                    for unit, v in enumerate(value.tolist()):
+                        yield row | {"unit": unit, "value": v, "note": NO_UNIT if isnan(v) else None}
                 defined = value[~value.isnan()]
                 if missing := len(value) - len(defined):
                     row["note"] = f"{missing} of {len(value)} units have no value"
@@ -279,15 +304,18 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
                 units += len(defined)
                 value = float(defined.mean())
                 layer_values.append(value)
+            if no_interval:
+                row["note"] = no_interval
             yield row | {"value": float(value), "low": low, "high": high}
         if layer_values:
             mean = sum(layer_values) / len(layer_values)
+            of = "" if len(layer_values) == len(layers) else f" of {len(layers)}"
             yield {
                 **common,
                 "value": mean,
                 "n": statistic.n,
                 "d": units,
-                "note": f"mean over {len(layer_values)} layers",
+                "note": f"mean over {len(layer_values)}{of} layers",
             }
 
 
@@ -345,6 +373,6 @@ def compare(
             for statistic in {m.statistic: None for m in chosen}:
                 for name in (name for name in ours if name in theirs):
                     index = batch.with_rows(ours[name]).index
-                    condition.add(name, statistic, False, Pair(ours[name], theirs[name], index))
+                    condition.add(name, statistic, False, Pair(ours[name], theirs[name], index), len(batch))
     condition.columns |= dict(columns or {})
     return table.frame(_rows(condition, chosen, depth))

@@ -26,6 +26,9 @@ from geophone.files import replacing
 EOT = "eot_draws"
 """The metric that says over how many draws of a network's noise an attack averaged each gradient."""
 
+NAN = "came out as NaN"
+"""The note of a value that was computed and is none, where no better reason was given."""
+
 SCHEMA: dict[str, Any] = {
     "job": pl.String,
     "dataset": pl.String,
@@ -57,13 +60,16 @@ KEYS = [
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Rows as a table: missing columns are null, NaN becomes null, infinities are an error.
+    """Rows as a table: missing columns are null, NaN becomes null and says so, infinities are an error.
 
     Raises:
         GeophoneError: a value is infinite.
     """
     made = pl.DataFrame(list(rows), schema=SCHEMA, orient="row", strict=True)
-    made = made.with_columns(pl.col("value", "low", "high").fill_nan(None))
+    made = made.with_columns(
+        pl.col("value", "low", "high").fill_nan(None),
+        note=pl.when(pl.col("value").is_nan() & pl.col("note").is_null()).then(pl.lit(NAN)).otherwise("note"),
+    )
     infinite = made.filter(pl.any_horizontal(pl.col("value", "low", "high").is_infinite()))
     if len(infinite):
         raise GeophoneError(f"the metric {infinite['metric'][0]!r} is infinite. It should raise geophone.Undefined.")

@@ -134,7 +134,7 @@ def test_undefined_is_said():
             metric(constant)
     with pytest.raises(Undefined, match="at least 4"):
         participation_ratio_corrected(torch.randn(3, 2, generator=stream(6)))
-    with pytest.raises(Undefined, match="two images"):
+    with pytest.raises(Undefined, match="at least 3 images"):
         pca_dim[95](torch.ones(1, 2))
 
 

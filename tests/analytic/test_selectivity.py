@@ -18,10 +18,13 @@ TOLERANCE = 1e-9
 
 
 def selectivity(means, eps_free: bool = True):
-    """SI of units given their class means `[k]` or `[k, d]`; scaled up so that eps = 1e-7 is below the tolerance."""
+    """SI of units given their class means `[k]` or `[k, d]`; scaled up so that eps = 1e-7 is below the tolerance.
+
+    Of two equal images per class: one would be refused.
+    """
     means = torch.as_tensor(means, dtype=torch.float64).reshape(len(means), -1)
     scale = 1e6 if eps_free else 1.0
-    return class_selectivity(means * scale, torch.arange(len(means)))
+    return class_selectivity((means * scale).repeat(2, 1), torch.arange(len(means)).repeat(2))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -97,7 +100,9 @@ def test_absent_class_does_not_enter_as_zero():
     """Dropping a class gives the SI of the remaining ones, whatever the label of the missing one."""
     without = selectivity([3.0, 1.0, 2.0]).item()
     x = torch.tensor([[3e6], [1e6], [2e6]], dtype=torch.float64)
-    assert class_selectivity(x, torch.tensor([0, 2, 4])).item() == pytest.approx(without, abs=TOLERANCE)
+    assert class_selectivity(x.repeat(2, 1), torch.tensor([0, 2, 4]).repeat(2)).item() == pytest.approx(
+        without, abs=TOLERANCE
+    )
     # Mutant: absent classes as zero means.
     assert selectivity([3.0, 0.0, 1.0, 0.0, 2.0]).item() > without + 0.1
 
@@ -107,6 +112,29 @@ def test_refuses_negative_responses_and_single_classes():
         selectivity([-1.0, 2.0])
     with pytest.raises(Undefined, match="two classes"):
         class_selectivity(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("metric", [class_selectivity, class_selectivity_floor, eta_squared])
+@pytest.mark.parametrize("y", [list(range(10)), [0, 0, 1], [0] * 6 + list(range(1, 8))], ids=str)
+def test_refuses_too_few_images_per_class(metric, y):
+    """With one image per class selectivity is its own floor and all variance lies between the classes."""
+    x = torch.rand(len(y), 3, generator=stream("few"), dtype=torch.float64)
+    with pytest.raises(Undefined, match="needs at least 2 images per class"):
+        metric(x, torch.tensor(y))
+
+
+def test_the_range_of_the_floor_holds_other_shuffles():
+    """Other shuffles' means over units scatter no more than it says, however alike the units are, and not far less."""
+    generator = stream("range of the floor")
+    shared = torch.rand(60, 1, generator=generator, dtype=torch.float64)
+    noise = torch.rand(60, 20, generator=generator, dtype=torch.float64)
+    for x, least in ((noise, 0.1), (shared + 0.1 * noise, 0.7)):
+        y = torch.arange(3).repeat(20)
+        low, high, _ = class_selectivity_floor.bounds(ClassMeans.of(Batch(x, y, torch.arange(60))))
+        orders = [torch.randperm(60, generator=generator) for _ in range(200)]
+        found = torch.stack([class_selectivity(x, y[order]).mean() for order in orders])
+        # A standard deviation of 40 draws is known to 11 %, one of 200 shuffles to 5 %: room for three such errors.
+        assert least < 2 * 1.96 * float(found.std()) / (high - low) < 1.4
 
 
 @pytest.mark.parametrize(("n", "wanted"), [(1000, 0.0270), (500, 0.0382), (26, 0.152)])

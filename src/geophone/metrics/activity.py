@@ -16,7 +16,11 @@ def active_fraction(activity: Activity) -> Float[Tensor, " d"]:
     return activity.active.double() / activity.n
 
 
-@metric(Activity)
+@metric(Activity, least=2)
 def dead_fraction(activity: Activity) -> float:
-    """Share of units whose response is the same for every image. In [0, 1]; 1 is a dead layer."""
+    """Share of units whose response is the same for every image. In [0, 1]; 1 is a dead layer.
+
+    Raises:
+        Undefined: fewer than two images.
+    """
     return float((activity.low == activity.high).double().mean())

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.metrics.metric import Undefined, metric
+from geophone.metrics.metric import Undefined, metric, not_finite
 from geophone.metrics.similarity import NO_SELF, NOUGHT, SMALL
 from geophone.stats import PairSample
 from geophone.stats.hsic import u_centred
@@ -334,9 +334,9 @@ def _check(x: Tensor, y: Tensor, least: int) -> None:
         raise GeophoneError(f"{len(x)} and {len(y)} rows: row i of both sides must come from the same example.")
     if len(x) < least:
         raise Undefined(f"needs at least {least} images, has {len(x)}")
+    if bad := int((~(x.isfinite().all(1) & y.isfinite().all(1))).sum()):
+        raise Undefined(not_finite(bad, len(x)))
     for side in (x, y):
-        if not bool(side.isfinite().all()):
-            raise Undefined("the responses have NaN or infinite values")
         if constant(side):
             raise Undefined("the responses do not vary")
 
@@ -355,9 +355,10 @@ def _check_neighbours(x: Tensor, y: Tensor, k: int, spare: int = 1) -> None:
 
 
 def _gram(x: Float[Tensor, "n p"]) -> Float[Tensor, "n n"]:
-    """Inner products of the centred rows."""
+    """Inner products of the centred rows, all scaled by one power of two, so that none leaves float64's range."""
     u = double(x)
     u = u - u.mean(0)
+    u = torch.ldexp(u, -u.abs().max().frexp().exponent)
     return u @ u.T
 
 

@@ -191,7 +191,7 @@ def _narrow(side: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
 
 def _value(metric: Metric, summary: Any) -> float | Undefined:
     try:
-        return float(metric.compute(summary))
+        return float(metric(summary))
     except Undefined as reason:
         return reason
 

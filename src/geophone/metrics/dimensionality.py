@@ -7,21 +7,23 @@ import torch
 
 from geophone.errors import GeophoneError
 from geophone.geometry.dimensions import two_nn_dimension
-from geophone.metrics.metric import Metric, Undefined, metric
+from geophone.metrics.metric import OUT_OF_RANGE, Metric, Undefined, metric
 from geophone.registry import METRICS
 from geophone.stats import Displacement, Moments, UniformSample
 
 PERCENTS = (90, 95, 99)
+LEAST = 3
+"""Images that a count of directions needs: two have one direction whatever they are."""
 
 
 def components(moments: Moments, share: float) -> int:
     """Smallest number of principal components that hold `share` of the variance; 0 when nothing varies.
 
     Raises:
-        Undefined: fewer than two examples.
+        Undefined: fewer than `LEAST` examples.
     """
-    if moments.n < 2:
-        raise Undefined("needs at least two images")
+    if moments.n < LEAST:
+        raise Undefined(f"needs at least {LEAST} images, has {moments.n}")
     if moments.constant:
         return 0
     held = moments.spectrum.cumsum(0)
@@ -34,7 +36,7 @@ def difference_components(displacement: Displacement, share: float) -> int:
 
     A difference that varies by no more than float32 rounds the responses themselves counts as the same.
     """
-    return 0 if displacement.n > 1 and displacement.constant else components(displacement.shift, share)
+    return 0 if displacement.n >= LEAST and displacement.constant else components(displacement.shift, share)
 
 
 @metric(Moments)
@@ -44,12 +46,12 @@ def participation_ratio(moments: Moments) -> float:
     Biased down when n is not much larger than d: see `participation_ratio_corrected`.
 
     Raises:
-        Undefined: the responses do not vary.
+        Undefined: fewer than three images (two have 1 whatever they are), or responses that do not vary.
 
     References:
         Gao et al. 2017, doi:10.1101/214262.
     """
-    _check_varies(moments, 2)
+    _check_varies(moments, LEAST)
     return float(moments.trace**2 / moments.scatter.square().sum())
 
 
@@ -120,6 +122,8 @@ def _check_varies(moments: Moments, least: int) -> None:
         raise Undefined(f"needs at least {least} images, has {moments.n}")
     if moments.constant:
         raise Undefined("the responses do not vary")
+    if not moments.squarable:
+        raise Undefined(OUT_OF_RANGE)
 
 
 def _family(name: str, statistic: type, compute: Callable[..., float], doc: str) -> dict[int, Metric]:

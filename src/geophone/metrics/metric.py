@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -10,7 +11,19 @@ from torch import Tensor
 from geophone.errors import GeophoneError
 from geophone.registry import METRICS
 from geophone.rng import stream
+from geophone.stats.statistic import finite
 from geophone.types import UNLABELLED, Batch, Pair
+
+OVERFLOW = (
+    "the responses are NaN or infinite, or so large that sums of their squares are not finite: scale them, or mend "
+    "what made them"
+)
+OUT_OF_RANGE = "its formula leaves the range of float64: the responses are too large or too small; scale them"
+
+
+def not_finite(bad: int, n: int) -> str:
+    """The reason why there is no value where some examples' responses are not numbers."""
+    return f"{bad} of {n} examples have NaN or infinite responses"
 
 
 class Undefined(GeophoneError):
@@ -29,6 +42,8 @@ class Metric:
             the others, and the whole network's the mean over layers.
         shuffled: Whether it reads responses whose labels were shuffled over the data set: a finite-sample floor.
         interval: From the statistic to the bounds of a 95 % interval, where there is one.
+        least: The fewest examples of which it says anything: with fewer it is undefined.
+        least_units: Likewise the fewest units, or logits.
         when: "always"; "clean" if it is left out for perturbed images, being costly and of no use there; "asked" if it
             is measured only where it is named.
         doc: What it is; the first line is what `geophone list metrics` shows.
@@ -42,6 +57,8 @@ class Metric:
     interval: Callable[[Any], tuple[float, float]] | None = None
     when: str = "always"
     doc: str = ""
+    least: int = 1
+    least_units: int = 1
 
     @property
     def reads(self) -> str:
@@ -62,12 +79,41 @@ class Metric:
             Unlabelled: it needs labels, and was given none.
         """
         if len(data) == 1 and isinstance(data[0], self.statistic):
-            return self.compute(data[0])
+            return self._computed(data[0])
         batch = _pack(self.name, self.reads, data)
+        if len(batch) < self.least:
+            raise Undefined(f"needs at least {self.least} images, has {len(batch)}")
         if self.shuffled and isinstance(batch, Batch):
             order = torch.randperm(len(batch), generator=stream(0, "shuffled labels")).to(batch.y.device)
             batch = Batch(batch.x, batch.y[order], batch.index)
-        return self.compute(of_all_rows(self.statistic, batch))
+        return self._computed(of_all_rows(self.statistic, batch))
+
+    def _computed(self, statistic: Any) -> Any:
+        """The value of a statistic; none of one that is not finite, whatever the formula would make of it."""
+        if statistic.n < self.least:
+            raise Undefined(f"needs at least {self.least} images, has {statistic.n}")
+        if statistic.d < self.least_units:
+            raise Undefined(f"needs at least {self.least_units} units, has {statistic.d}")
+        if not finite(statistic):
+            raise Undefined(OVERFLOW)
+        value = self.compute(statistic)
+        if self.per_unit:  # NaN is a unit without a value
+            return torch.where(value.isinf(), torch.nan, value)
+        if not isfinite(value):
+            raise Undefined(OUT_OF_RANGE)
+        return value
+
+    def bounds(self, statistic: Any) -> tuple[float | None, float | None, str]:
+        """The bounds of the interval, if it has one here, and otherwise why it has none; for a value that it has."""
+        if self.interval is None:
+            return None, None, ""
+        try:
+            low, high = self.interval(statistic)
+        except Undefined as reason:
+            return None, None, f"no interval: {reason}"
+        if not (isfinite(low) and isfinite(high)):
+            return None, None, f"no interval: {OUT_OF_RANGE}"
+        return low, high, ""
 
     def __repr__(self) -> str:
         return f"<metric {self.name}>"
@@ -89,8 +135,10 @@ def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
     x = tensors[0]
     if len({len(t) for t in tensors}) != 1:
         raise GeophoneError(f"{name} takes {wanted}; the lengths differ: {[len(t) for t in tensors]}.")
-    if not all(bool(t.isfinite().all()) for t in tensors):
-        raise GeophoneError(f"{name}: the data have NaN or infinite values. Remove those rows, or mend what made them.")
+    if bad := int(
+        torch.stack([~t.isfinite().flatten(1).all(1) if t.ndim > 1 else ~t.isfinite() for t in tensors]).any(0).sum()
+    ):
+        raise Undefined(f"{name}: {not_finite(bad, len(x))}. Remove those rows, or mend what made them.")
     if paired:
         if len(tensors) != 2 or tensors[1].ndim != 2:
             raise GeophoneError(f"{name} takes {wanted}.")
@@ -111,6 +159,8 @@ def metric(
     shuffled: bool = False,
     interval: Callable[[Any], tuple[float, float]] | None = None,
     when: str = "always",
+    least: int = 1,
+    least_units: int = 1,
 ) -> Callable[[Callable[[Any], Any]], Metric]:
     """Decorator: register a function of one statistic as a metric.
 
@@ -121,7 +171,7 @@ def metric(
 
     def register(compute: Callable[[Any], Any]) -> Metric:
         named, doc = name or compute.__name__, compute.__doc__ or ""
-        made = Metric(named, statistic, compute, per_unit, shuffled, interval, when, doc)
+        made = Metric(named, statistic, compute, per_unit, shuffled, interval, when, doc, least, least_units)
         return METRICS.add(made.name, made)
 
     return register

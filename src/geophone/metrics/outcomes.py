@@ -46,19 +46,19 @@ def _margin_interval(outcomes: Outcomes) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-@metric(Outcomes, interval=_accuracy_interval)
+@metric(Outcomes, interval=_accuracy_interval, least_units=2)
 def accuracy(outcomes: Outcomes) -> float:
     """Share of images classified right (top-1). In [0, 1], with Wilson's 95 % interval."""
     return float(outcomes.correct.sum()) / outcomes.n
 
 
-@metric(Outcomes, interval=_margin_interval)
+@metric(Outcomes, interval=_margin_interval, least_units=2)
 def margin(outcomes: Outcomes) -> float:
     """Mean of the right logit minus the largest other one, in logits. Positive where the answer is right."""
     return float(outcomes.margin.sum()) / outcomes.n
 
 
-@metric(Outcomes)
+@metric(Outcomes, least_units=2)
 def loss(outcomes: Outcomes) -> float:
     """Mean cross-entropy, in nats."""
     return float(outcomes.loss.sum()) / outcomes.n

@@ -5,9 +5,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geophone.metrics.metric import Undefined, metric
+from geophone.metrics.outcomes import Z
+from geophone.rng import stream
 from geophone.stats import ClassMeans, Moments
 
 EPS = 1e-7
+PER_CLASS = 2
+"""Images of a class, on average over classes, below which between classes and within them can't be told apart."""
+DRAWS = 40
+"""Of the class means, for the spread of the floor: it is then known to a ninth."""
 
 
 def selectivity_of_means(mean: Float[Tensor, "k d"]) -> Float[Tensor, " d"]:
@@ -35,14 +41,14 @@ def class_selectivity(means: ClassMeans) -> Float[Tensor, " d"]:
     A layer's value is the mean over its units, the network's the mean over its layers (not the classifier).
 
     Raises:
-        Undefined: fewer than two classes, or negative mean responses (selectivity is for the output of a ReLU).
+        Undefined: fewer than two classes, fewer than two images per class (its floor is then all that it shows), or
+            negative mean responses (selectivity is for the output of a ReLU).
 
     References:
         Morcos et al. 2018, arXiv:1803.06959; Leavitt & Morcos 2020, arXiv:2003.01262.
     """
+    _check_classes(means)
     present = means.mean[means.count > 0]
-    if len(present) < 2:
-        raise Undefined("needs labels [n], and images of at least two classes")
     if bool((present < 0).any()):
         raise Undefined(
             "mean responses below 0: class selectivity is defined for non-negative responses (after a ReLU)"
@@ -50,11 +56,40 @@ def class_selectivity(means: ClassMeans) -> Float[Tensor, " d"]:
     return selectivity_of_means(present)
 
 
-@metric(ClassMeans, per_unit=True, shuffled=True)
+def _check_classes(means: ClassMeans) -> None:
+    """Two classes at least with two images each, and two images of a class on average."""
+    classes = int((means.count > 0).sum())
+    if classes < 2:
+        raise Undefined("needs labels [n], and images of at least two classes")
+    if int((means.count >= PER_CLASS).sum()) < 2 or means.n < PER_CLASS * classes:
+        raise Undefined(
+            f"needs at least {PER_CLASS} images per class, has {means.n} of {classes} classes: what differs between "
+            "classes cannot be told from what differs between images"
+        )
+
+
+def _floor_range(means: ClassMeans) -> tuple[float, float]:
+    """Where 95 % of shuffles have a layer's mean: by draws of normal class means, the same for all units.
+
+    Units that are alike are off together, and how alike they are is not known from their means: so all are taken to be.
+    """
+    present = means.count > 0
+    count = means.count[present].double()[:, None]
+    middle = (count * means.mean[present]).sum(0) / means.n
+    spread = (means.within / (means.n - len(count))).sqrt() / count.sqrt()
+    generator = stream("shuffled class means", len(count))
+    normal = torch.randn(DRAWS, len(count), 1, generator=generator, dtype=torch.float64).to(middle.device)
+    drawn = [selectivity_of_means((middle + spread * z).clamp(min=0)).mean() for z in normal]
+    mean, half = float(class_selectivity.compute(means).mean()), Z * float(torch.stack(drawn).std())
+    return mean - half, mean + half
+
+
+@metric(ClassMeans, per_unit=True, shuffled=True, interval=_floor_range)
 def class_selectivity_floor(means: ClassMeans) -> Float[Tensor, " d"]:
     """Class selectivity index after shuffling the labels over the images: its finite-sample floor. In [0, 1].
 
-    What `class_selectivity` would show without any class information, for as many images.
+    What `class_selectivity` would show without any class information, for as many images. Of a layer, the interval says
+    how far other shuffles may be off, if all units are off together.
     """
     return class_selectivity.compute(means)
 
@@ -70,13 +105,13 @@ def eta_squared(means: ClassMeans) -> Float[Tensor, " d"]:
     (k - 1)/(n - 1) in expectation for normal responses. A unit that does not vary has no value.
 
     Raises:
-        Undefined: fewer than two classes, or no unit that varies.
+        Undefined: fewer than two classes, fewer than two images per class (all variance then lies between classes), or
+            no unit that varies.
 
     References:
         Fisher 1925, Statistical Methods for Research Workers, §45.
     """
-    if int((means.count > 0).sum()) < 2:
-        raise Undefined("needs labels [n], and images of at least two classes")
+    _check_classes(means)
     count = means.count.double()[:, None]
     mean = (count * means.mean).sum(0) / means.n
     between = (count * (means.mean - mean).square()).sum(0)

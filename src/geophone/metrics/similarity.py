@@ -8,8 +8,9 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.metrics.dimensionality import components
-from geophone.metrics.metric import Undefined, metric
+from geophone.metrics.metric import OUT_OF_RANGE, Undefined, metric
 from geophone.stats import CrossMoments, Displacement, Moments
+from geophone.stats.statistic import root_product
 
 SMALL = 1e-10
 """Directions with less variance than this share of the largest are rounding of float32 responses."""
@@ -51,7 +52,7 @@ def cka(cross: CrossMoments) -> float:
         return found
 
     both = debiased(float(cross.cross.square().sum()), float(cross.fourth), float(cross.a.trace), float(cross.b.trace))
-    return both / sqrt(own(cross.a) * own(cross.b))
+    return both / root_product(own(cross.a), own(cross.b))
 
 
 @metric(CrossMoments, when="asked")
@@ -219,6 +220,8 @@ def _check(cross: CrossMoments, least: int) -> None:
         raise Undefined(f"needs at least {least} images, has {cross.n}")
     if cross.a.constant or cross.b.constant:
         raise Undefined("the responses do not vary")
+    if not (cross.a.squarable and cross.b.squarable):
+        raise Undefined(OUT_OF_RANGE)
 
 
 def _whitening(moments: Moments) -> tuple[Float[Tensor, "d r"], Float[Tensor, "d r"]]:
@@ -259,7 +262,7 @@ def _check_directions(n: int, white_a: Float[Tensor, "p r"], white_b: Float[Tens
 def _nuclear(cross: CrossMoments) -> float:
     """‖A'B‖_* / (‖A‖_F ‖B‖_F). Rounding above 1 counts as 1; what rounding cannot explain is an error."""
     _check(cross, 3)
-    found = float(torch.linalg.svdvals(cross.cross).sum() / (cross.a.trace * cross.b.trace).sqrt())
+    found = float(torch.linalg.svdvals(cross.cross).sum()) / root_product(float(cross.a.trace), float(cross.b.trace))
     if found > 1 + 1e-9:  # sums over a million images are known to 1e-13 or better
         raise GeophoneError(f"a cosine of {found!r}, above 1: the moments do not belong to one set of examples.")
     return min(found, 1.0)

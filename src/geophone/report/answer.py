@@ -134,25 +134,62 @@ def _geometry(summary: pl.DataFrame) -> str:
     """Selectivity and dimensionality of a single network over depth, and what its most harmful perturbation does."""
     clean = summary.filter(pl.col("family") == "clean")
     parts = [
-        _over_depth(clean, "class_selectivity", "class selectivity"),
+        _selectivity(clean),
         _over_depth(clean, "pca_fraction_95", "95 % of the variance takes a share of the units that"),
     ]
-    floor = clean.filter(pl.col("layer").is_null() & (pl.col("metric") == "class_selectivity_floor"))["value"]
-    if parts[0] and len(floor):
-        parts[0] += f" (shuffled labels give {decimal(floor[0])} on average)"
     said = "; ".join(filter(None, parts))
     hurt = summary.filter(WHOLE & (pl.col("family") != "clean")).sort("value", "label")
     if said and len(hurt):
         worst = pl.col("label") == hurt["label"][0]
+        there = summary.filter(worst)
         change = [
-            f"{title} from {decimal(before[0])} to {decimal(after[0])}"
+            f"{title} from {decimal(before[0])} to {decimal(after[0])}{_no_more_than_chance(there, metric)}"
             for metric, title in (("class_selectivity", "mean selectivity"), ("pca_fraction_95", "that share"))
-            for before, after in [(_mean_over_layers(clean, metric), _mean_over_layers(summary.filter(worst), metric))]
-            if before and after
+            for before, after in [(_mean_over_layers(clean, metric), _mean_over_layers(there, metric))]
+            if before and after and not _no_more_than_chance(clean, metric)
         ]
         if change:
             said += f"; {hurt['label'][0]}, the most harmful of all, takes {' and '.join(change)}"
     return f"On clean images {said}." if said else "The table has no class selectivity and no dimensionality."
+
+
+FLOORS = {"class_selectivity": "class_selectivity_floor"}
+"""Measures that few images bring to a value of their own, and what has that value."""
+
+
+def _selectivity(clean: pl.DataFrame) -> str:
+    """Class selectivity over depth with its floor; or that it is at its floor, where there is nothing to tell."""
+    layers = _above_floor(clean, "class_selectivity")
+    if layers.is_empty():
+        return ""
+    mean, floor = layers["value"].mean(), layers["floor"].mean()
+    told = layers.filter(pl.col("depth").is_in([layers["depth"].min(), layers["depth"].max()]))
+    if told["above"].all():
+        chance = "" if floor is None else f" (shuffled labels give {decimal(floor)} on average)"
+        return _over_depth(clean, "class_selectivity", "class selectivity") + chance
+    few = int((~layers["above"]).sum())
+    where = "" if len(layers) == 1 else f" in {few} of {len(layers)} layers"
+    return (
+        f"class selectivity cannot be told from what shuffled labels give{where} ({decimal(mean)} on average against "
+        f"{decimal(floor)}): give more images of each class"
+    )
+
+
+def _above_floor(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """A measure's layers, with their floor and whether they are clear of it (of its interval, where it has one)."""
+    layers = rows.filter(pl.col("layer").is_not_null() & pl.col("value").is_not_null())
+    floors = layers.filter(pl.col("metric") == FLOORS.get(metric, ""))
+    floors = floors.select("layer", "depth", floor="value", most=pl.coalesce("high", "value"))
+    found = layers.filter(pl.col("metric") == metric).join(floors, on=["layer", "depth"], how="left")
+    return found.sort("depth").with_columns(above=pl.col("most").is_null() | (pl.col("value") > pl.col("most")))
+
+
+def _no_more_than_chance(rows: pl.DataFrame, metric: str) -> str:
+    """What to say of a measure whose mean over layers is at its floor; empty where it is above it, or has none."""
+    layers = _above_floor(rows, metric).drop_nulls("most")
+    if layers.is_empty() or layers["value"].sum() > layers["most"].sum():
+        return ""
+    return ", which shuffled labels could give too"
 
 
 def _over_depth(clean: pl.DataFrame, metric: str, title: str) -> str:

@@ -85,6 +85,11 @@ class Moments:
         """Whether the responses do not vary beyond what float32 can tell: total variance ≤ (2⁻²³ |mean|)²."""
         return bool(self.trace <= self.n * (2.0**-23) ** 2 * (self.mean @ self.mean))
 
+    @property
+    def squarable(self) -> bool:
+        """Whether float64 holds what metrics make of the scatter's squares and of the fourth moment."""
+        return 1e-140 < float(self.trace) < 1e150
+
     @cached_property
     def spectrum(self) -> Float[Tensor, " d"]:
         """Eigenvalues of the scatter, largest first, rounding below zero removed."""

@@ -1,7 +1,9 @@
 """What a statistic is."""
 
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from functools import reduce
+from math import inf, sqrt
 from operator import add
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -45,6 +47,24 @@ class Statistic(Protocol):
 def total(parts: Iterable[S]) -> S:
     """The sum of one or more statistics."""
     return reduce(add, parts)
+
+
+def finite(statistic: Any) -> bool:
+    """Whether every number of a statistic, and of those inside it, is finite."""
+    for field in fields(statistic):
+        value = getattr(statistic, field.name)
+        if is_dataclass(value):
+            if not finite(value):
+                return False
+        elif isinstance(value, Tensor | float) and not bool(torch.as_tensor(value).isfinite().all()):
+            return False
+    return True
+
+
+def root_product(a: float, b: float) -> float:
+    """√(ab) of two numbers of at least 0, where their product leaves the range of float64 too."""
+    product = a * b
+    return sqrt(product) if 1e-300 < product < inf else sqrt(a) * sqrt(b)
 
 
 def double(x: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ _verb(
         "--layers": _LAYERS,
         "--perturb": _SHAKES,
         "--curves": ("", "FGSM", "fog", "FGSM,FGSM"),
-        "--also": ("manifold_capacity", "accuracy", ",", "absent"),
+        "--also": ("participation_ratio", "accuracy", ",", "absent"),
         "--reduce": _REDUCE,
     },
     120,

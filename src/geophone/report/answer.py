@@ -1,6 +1,7 @@
 """The answer: three sentences made from the table."""
 
 import re
+from statistics import fmean
 
 import polars as pl
 
@@ -162,16 +163,16 @@ def _selectivity(clean: pl.DataFrame) -> str:
     layers = _above_floor(clean, "class_selectivity")
     if layers.is_empty():
         return ""
-    mean, floor = layers["value"].mean(), layers["floor"].mean()
+    values, floors = layers["value"].to_list(), layers["floor"].drop_nulls().to_list()
     told = layers.filter(pl.col("depth").is_in([layers["depth"].min(), layers["depth"].max()]))
     if told["above"].all():
-        chance = "" if floor is None else f" (shuffled labels give {decimal(floor)} on average)"
+        chance = f" (shuffled labels give {decimal(fmean(floors))} on average)" if floors else ""
         return _over_depth(clean, "class_selectivity", "class selectivity") + chance
     few = int((~layers["above"]).sum())
     where = "" if len(layers) == 1 else f" in {few} of {len(layers)} layers"
     return (
-        f"class selectivity cannot be told from what shuffled labels give{where} ({decimal(mean)} on average against "
-        f"{decimal(floor)}): give more images of each class"
+        f"class selectivity cannot be told from what shuffled labels give{where} ({decimal(fmean(values))} on average "
+        f"against {decimal(fmean(floors))}): give more images of each class"
     )
 
 

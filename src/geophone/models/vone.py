@@ -207,7 +207,7 @@ class VOneBlock(nn.Module):
             )
         self.simple, self.stride, self.gain = simple, stride, gain
         self.cells = gabors(n, sf_min=sf_min, sf_max=sf_max, sf_corr=sf_corr, seed=seed)
-        if (highest := self.cells.frequency.max() / ppd) > 0.5:
+        if (highest := float(self.cells.frequency.max()) / ppd) > 0.5:
             raise GeophoneError(
                 f"ppd={ppd:g} with sf_max={sf_max:g}: a filter has {highest:.2f} cycles per pixel, and pixels show no "
                 "more than 0.5. Give a smaller sf_max, or more pixels per degree."

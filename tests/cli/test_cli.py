@@ -185,7 +185,7 @@ def nothing(place):
 
 
 BAD = {
-    "missing model": (nothing, "scan absent.pt good.npz", "no model at absent.pt"),
+    "missing model": (nothing, "scan absent.pt good.npz", "no model at 'absent.pt'"),
     "missing data": (nothing, "scan my.py:make absent.npz", "absent.npz"),
     "wrong layer": (nothing, "scan my.py:make good.npz --layers relu9", "unknown layer 'relu9'. Did you mean"),
     "wrong perturbation": (nothing, "scan my.py:make good.npz --perturb Gausian", "unknown perturbation 'Gausian'"),

@@ -331,7 +331,7 @@ def test_checks_by_attacks_can_be_left_out(place, capsys):
     names = set(rows["metric"].str.strip_prefix("check."))
     assert names == {
         *("chance_accuracy", "classes", "image_range", "normalisation_outside", "activation_modules"),
-        *("dead_layers", "samples_for_width"),
+        *("dead_layers", "samples_for_width", "layer_axes"),
     }
 
 

@@ -400,6 +400,7 @@ def test_the_course_has_robust_accuracy_and_the_verdict(tmp_path, unchecked):
     rows = rows_of(replace(JOB, training=replace(JOB.training, keep="robust")), tmp_path)
     assert rows["metric"].value_counts(sort=True).sort("metric").rows() == [
         ("check.catastrophic_overfitting", 1),
+        ("check.layer_axes", 1),
         ("training_loss", 3),
         ("validation_accuracy", 3),
         ("validation_fgsm_accuracy", 3),
@@ -437,5 +438,5 @@ def test_the_verdict_names_the_epoch(tmp_path, monkeypatch, unchecked):
 
 def test_a_job_without_any_of_it_has_the_course_it_had(tmp_path, unchecked):
     rows = rows_of(replace(JOB, recipe="Standard", training=replace(JOB.training, snapshots=())), tmp_path)
-    assert sorted(rows["metric"].unique().to_list()) == ["training_loss", "validation_accuracy"]
+    assert sorted(rows["metric"].unique().to_list()) == ["check.layer_axes", "training_loss", "validation_accuracy"]
     assert rows["note"].null_count() == len(rows) == 6

@@ -148,7 +148,12 @@ def damaged(data: bytes, draw: random.Random) -> tuple[bytes, str]:
 def chosen(case: Case, pattern: str) -> Path:
     """One of the case's files."""
     files = sorted(path for path in case.folder.rglob(pattern) if path.is_file() and not path.is_symlink())
-    return case.draw.choice(files) if files else case.folder / pattern.replace("*", "none")
+    if files:
+        return case.draw.choice(files)
+    path = case.folder / pattern.replace("*", "none")
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # an earlier mutator's pipe or device has no end
+        put(path, b"")
+    return path
 
 
 def put(path: Path, data: bytes) -> None:

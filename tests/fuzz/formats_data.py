@@ -195,7 +195,7 @@ register(
         use=use_idx,
         right=sound,
         mutators=(*[idx_header] * 3, *[any_bytes("*ubyte*")] * 4, other_thing("*ubyte*"), gzip_bomb("*.gz")),
-        cases=100,
+        cases=60,
     )
 )
 

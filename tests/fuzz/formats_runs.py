@@ -221,7 +221,7 @@ register(
         right=_right_state,
         mutators=(*(any_bytes(STATE),) * 4, other_thing(STATE), anew(any_zip(STATE))),
         seconds=20,
-        cases=150,
+        cases=60,
     )
 )
 

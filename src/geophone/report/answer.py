@@ -8,6 +8,8 @@ from geophone.report.words import INTERVAL, SPACE, decimal, measure, p_value, pe
 HALF = "half_accuracy_eps"
 WHOLE = pl.col("layer").is_null() & (pl.col("metric") == "accuracy")
 SIDES = {"natural": "noise and corruptions", "attack": "attacks"}
+FLOORS = {"class_selectivity": "class_selectivity_floor"}
+"""Measures that few images bring to a value of their own, and what has that value."""
 MISSING = {"natural": "no noise or corruption", "attack": "no attack"}
 
 
@@ -151,25 +153,21 @@ def _geometry(summary: pl.DataFrame) -> str:
     return f"On clean images {said}." if said else "The table has no class selectivity and no dimensionality."
 
 
-FLOORS = {"class_selectivity": "class_selectivity_floor"}
-"""Measures that few images bring to a value of their own, and what has that value."""
-
-
 def _selectivity(clean: pl.DataFrame) -> str:
     """Class selectivity over depth with its floor; or that it is at its floor, where there is nothing to tell."""
     layers = _above_floor(clean, "class_selectivity")
     if layers.is_empty():
         return ""
-    mean, floor = layers["value"].mean(), layers["floor"].mean()
-    told = layers.filter(pl.col("depth").is_in([layers["depth"].min(), layers["depth"].max()]))
-    if told["above"].all():
-        chance = "" if floor is None else f" (shuffled labels give {decimal(floor)} on average)"
+    above = layers["above"].to_list()
+    floors = layers["floor"].drop_nulls()
+    if above[0] and above[-1]:  # the two that are told
+        chance = f" (shuffled labels give {decimal(_average(floors))} on average)" if len(floors) else ""
         return _over_depth(clean, "class_selectivity", "class selectivity") + chance
-    few = int((~layers["above"]).sum())
-    where = "" if len(layers) == 1 else f" in {few} of {len(layers)} layers"
+    where = "" if len(layers) == 1 else f" in {above.count(False)} of {len(layers)} layers"
     return (
-        f"class selectivity cannot be told from what shuffled labels give{where} ({decimal(mean)} on average against "
-        f"{decimal(floor)}): give more images of each class"
+        f"class selectivity cannot be told from what shuffled labels give{where}, "
+        f"{decimal(_average(layers['value']))} on average against {decimal(_average(floors))}: give more images of "
+        "each class"
     )
 
 
@@ -185,9 +183,13 @@ def _above_floor(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
 def _no_more_than_chance(rows: pl.DataFrame, metric: str) -> str:
     """What to say of a measure whose mean over layers is at its floor; empty where it is above it, or has none."""
     layers = _above_floor(rows, metric).drop_nulls("most")
-    if layers.is_empty() or layers["value"].mean() > layers["most"].mean():
+    if layers.is_empty() or _average(layers["value"]) > _average(layers["most"]):
         return ""
     return ", which shuffled labels could give too"
+
+
+def _average(values: pl.Series) -> float:
+    return sum(values) / len(values)
 
 
 def _over_depth(clean: pl.DataFrame, metric: str, title: str) -> str:

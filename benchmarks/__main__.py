@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.adversarial import adversarial
 from benchmarks.attacks import attack
+from benchmarks.claims import claims
 from benchmarks.compare import HEAD, machine, peak_mib, ratio, seconds
 from benchmarks.corruptions import corruptions
 from benchmarks.gradients import gradients
@@ -106,7 +107,7 @@ def training(repeats: int, device: str) -> None:
 
 ALL = {
     f.__name__: f
-    for f in (recording, memory, attack, training, adversarial, corruptions, gradients, similarities, manifolds)
+    for f in (recording, memory, attack, training, adversarial, corruptions, gradients, similarities, manifolds, claims)
 }
 
 

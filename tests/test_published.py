@@ -196,6 +196,16 @@ def test_folders(tmp_path: Path) -> None:
     expected_ = float((answers == torch.tensor([0, 0, 0, 1, 1, 1])).double().mean())
     assert accuracies(rows) == {("fog(published='tiny_imagenet_c')", 2.0): expected_}
 
+    four = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()  # two class folders are two of its outputs, or none
+    with pytest.raises(GeophoneError, match=r"2 class folders.* the network gives 4 logits"):
+        published(four, "tiny_imagenet_c", ["fog"], [2], root=tmp_path)
+    (tmp_path / "wnids.txt").write_text("n01443537\nn01882714\nn01440764\nn01629819")
+    rows = published(four, "tiny_imagenet_c", ["fog"], [2], root=tmp_path, classes=tmp_path / "wnids.txt")
+    with torch.no_grad():
+        answers = four(images(np.array(pixels)).float() / 255).argmax(1)
+    expected_ = float((answers == torch.tensor([2, 2, 2, 0, 0, 0])).double().mean())
+    assert accuracies(rows) == {("fog(published='tiny_imagenet_c')", 2.0): expected_}
+
 
 def test_progress_counts_files(root: Path, model: nn.Module) -> None:
     seen: list[tuple[int, int]] = []

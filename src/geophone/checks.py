@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +16,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from geophone.data import Split, as_split
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, plain
 from geophone.metrics import Undefined
 from geophone.models.stochastic import Noisy, noisy_layers, refuse_frozen, silenced, why_silent
 from geophone.perturb.attacks.apgd import LinfAPGD
@@ -25,10 +25,25 @@ from geophone.perturb.attacks.base import EOT_DRAWS
 from geophone.perturb.attacks.losses import Loss, ce, margin, scaled_ce
 from geophone.perturb.attacks.pgd import LinfPGD
 from geophone.perturb.attacks.square import LinfSquare
-from geophone.record import WEIGHTED, activation_layers, check_labels, layers_of, logits_of, unwrapped
+from geophone.record import (
+    PROBED,
+    REDUCTIONS,
+    WEIGHTED,
+    Reduce,
+    activation_layers,
+    axes_of,
+    check_labels,
+    layers_of,
+    logits_of,
+    need_labels,
+    positions,
+    spatial_mean,
+    token_mean,
+    unwrapped,
+)
 from geophone.rng import draws, key, stream
 from geophone.robustness import PASSES, survival
-from geophone.types import Batch, Model, deterministic, evaluating, full_precision, seeded
+from geophone.types import Batch, Model, check_columns, deterministic, evaluating, full_precision, seeded
 
 MATERIAL = 0.02
 """The share of images from which an effect matters: two points of robust accuracy, a difference that papers report."""
@@ -55,24 +70,85 @@ _FEW, _MANY = 5, 40  # steps
 _FAR, _FAR_STEPS = 0.5, 20
 _DRAWS = 5  # gradients that are averaged, for stochastic networks
 _ALONE = 16  # images that are also asked for one by one
+_GRADIENT = 3  # passes that a gradient costs
+_PASSES = {  # forward passes over the images that each check costs, of a network that holds out
+    "gradients": 2 * _GRADIENT,
+    "noise_is_on": 1,
+    "black_box": 2 * _GRADIENT * _WHITE_STEPS + _QUERIES,
+    "large_eps": _GRADIENT * _FAR_STEPS,
+    "more_steps": _GRADIENT * (_FEW + _MANY),
+    "batch_dependence": 2,
+}
+_ASKED = 2  # passes before the first check
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _DROPOUT = nn.modules.dropout._DropoutNd
 
 
-def checks(model: Model, split: Split, rows: pl.DataFrame, classes: int | None = None) -> Iterator[dict[str, Any]]:
-    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader."""
+CHECK_IMAGES = 200
+"""How many images `attack_checks` takes at most, and `checks` five times as many."""
+
+
+def check_passes(images: int) -> tuple[int, int]:
+    """About how many forward passes, of one image each, `checks` and `attack_checks` cost for so many images."""
+    asked = 2 * min(images, 5 * CHECK_IMAGES)
+    return asked, min(images, CHECK_IMAGES) * (_ASKED + sum(_PASSES.values()))
+
+
+def checks(
+    model: Model,
+    split: Split,
+    rows: pl.DataFrame,
+    classes: int | None = None,
+    layers: Sequence[str] | None = None,
+    reduce: Reduce = spatial_mean,
+    *,
+    batch_size: int = 256,
+) -> Iterator[dict[str, Any]]:
+    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader.
+
+    Args:
+        model: The network that was measured.
+        split: The images that it was measured with.
+        rows: The measurement.
+        classes: How many classes the data are known to have; None where only labels are known.
+        layers: Those that were recorded, as for `measure`.
+        reduce: What reduced their responses.
+        batch_size: Images per batch.
+    """
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
     made: dict[str, Callable[[], Verdict]] = {
         "chance_accuracy": lambda: _chance(clean),
-        "classes": lambda: _classes(clean, classes or int(split.y.max()) + 1),
+        "classes": lambda: _classes(clean, classes),
         "image_range": lambda: _range(split),
-        "normalisation_outside": lambda: _normalisation(model, split),
+        "normalisation_outside": lambda: _normalisation(model, split, batch_size),
         "activation_modules": lambda: _activations(model),
         "dead_layers": lambda: _dead_layers(clean),
         "samples_for_width": lambda: _samples(clean),
     }
     for name, check in made.items():
         yield _row(name, check, len(split))
+    yield axes_check(model, split, layers, reduce)
+
+
+AVERAGING: tuple[Reduce, ...] = (spatial_mean, positions, token_mean)
+"""Reductions that suppose which axis holds the units."""
+
+
+def axes_check(
+    model: Model, split: Split, layers: Sequence[str] | None = None, reduce: Reduce = spatial_mean
+) -> dict[str, Any]:
+    """The row `check.layer_axes`: does the reduction average the axes that it is meant for?
+
+    `spatial_mean` and `positions` take axis 1 for the units, `token_mean` the last: right for maps of a convolution and
+    for tokens, wrong the other way round. How axes are known: `geophone.record.axes_of`.
+
+    Args:
+        model: The network.
+        split: Images, of which the first few are used.
+        layers: Those recorded, as for `measure`.
+        reduce: What reduces their responses.
+    """
+    return _row("layer_axes", lambda: _axes(model, split, layers, reduce), len(split))
 
 
 Verdict = tuple[str | None, str]
@@ -87,7 +163,7 @@ def _row(name: str, check: Callable[[], Verdict], n: int) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the user's own code fails in any way, such as for the last image left
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = plain(str(error).partition("\n")[0]) or type(error).__name__
         return {**row, "value": None, "note": f"{name.replace('_', ' ').capitalize()}: {reason}"}
     return {**row, "value": float(problem is not None), "note": problem or fine}
 
@@ -105,15 +181,21 @@ def _chance(clean: pl.DataFrame) -> Verdict:
     return problem, f"Above chance: {found}."
 
 
-def _classes(clean: pl.DataFrame, classes: int) -> Verdict:
+def _classes(clean: pl.DataFrame, classes: int | None) -> Verdict:
     logits = clean.filter(pl.col("metric") == "accuracy").row(0, named=True)["d"]
-    problem = None
-    if logits != classes:
-        problem = (
-            f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
-            "output i of the network (folders are numbered in alphabetical order)."
-        )
-    return problem, f"The network gives as many logits as the data have classes, {classes}."
+    if classes is None:
+        return None, f"Every label has one of the network's {logits} logits; what the classes are, the data do not say."
+    return other_classes(classes, logits), f"The network gives as many logits as the data have classes, {classes}."
+
+
+def other_classes(classes: int, logits: int) -> str | None:
+    """The sentence for a network of another number of logits than the data have classes."""
+    if logits == classes:
+        return None
+    return (
+        f"The network gives {logits} logits and the data have {classes} classes: check that label i of the data is "
+        "output i of the network."
+    )
 
 
 def _range(split: Split) -> Verdict:
@@ -127,16 +209,16 @@ def _range(split: Split) -> Verdict:
     return problem, f"The images fill [{low:.3f}, {high:.3f}] of [0, 1]."
 
 
-def _normalisation(model: Model, split: Split) -> Verdict:
+def _normalisation(model: Model, split: Split, batch_size: int) -> Verdict:
     """Does the network do better when the images are standardised outside it? Then it expects that."""
-    part = split.take(min(len(split), 1000)).near(model)
+    part = split.take(min(len(split), 5 * CHECK_IMAGES)).near(model)
     noise = seeded(key("checks", "normalisation"), part.x.device)  # of a stochastic network
     with evaluating(model), full_precision(), deterministic(), noise, torch.no_grad():
-        x = torch.cat([batch.x for batch in part.batches(256)])
+        x = torch.cat([batch.x for batch in part.batches(batch_size)])
         mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
 
         def accuracy(images: torch.Tensor) -> float:
-            answers = [logits_of(model, chunk).argmax(1) for chunk in images.split(256)]
+            answers = [logits_of(model, chunk).argmax(1) for chunk in images.split(batch_size)]
             return float((torch.cat(answers) == part.y).double().mean())
 
         raw = accuracy(x)
@@ -171,6 +253,34 @@ def _activations(model: Model) -> Verdict:
     return problem, f"Activations can be recorded: {found}."
 
 
+def _axes(model: Model, split: Split, layers: Sequence[str] | None, reduce: Reduce) -> Verdict:
+    if reduce not in AVERAGING:
+        return None, "The reduction of responses averages no axis, or is one of your own, which is not checked."
+    part = split.rows(torch.arange(min(PROBED, len(split)))).near(model)
+    noise = seeded(key("checks", "axes"), part.x.device)
+    with evaluating(model), full_precision(), deterministic(), noise, torch.no_grad():
+        found = axes_of(model, next(part.batches(PROBED)).x, layers)
+    maps = {name: axes for name, axes in found.items() if axes.kind == "channels"}
+    tokens = {name: axes for name, axes in found.items() if axes.kind in ("features", "unknown")}
+    wrong, right, what, other = tokens, maps, "neither [n, d] nor maps [n, c, …] of a convolution", "token_mean"
+    if reduce is token_mean:
+        wrong, right, what, other = maps, tokens, "maps [n, c, …] of a convolution", "spatial_mean"
+    problem = None
+    if wrong:
+        shapes = [f"{name} [n, {', '.join(map(str, axes.shape[1:]))}]" for name, axes in list(wrong.items())[:5]]
+        apart = f" and name them alone (--layers), since {_name(reduce)} suits {len(right)} others" if right else ""
+        problem = (
+            f"Averaged over the wrong axes: in {len(wrong)} of {len(found)} layers responses are {what} "
+            f"({', '.join(shapes)}), and {_name(reduce)} takes their places or tokens for units and averages features. "
+            f"Measure these layers with --reduce {other}{apart}."
+        )
+    return problem, f"{_name(reduce)} suits the axes of all {len(found)} layers."
+
+
+def _name(reduce: Reduce) -> str:
+    return next(name for name, each in REDUCTIONS.items() if each is reduce)
+
+
 def _dead_layers(clean: pl.DataFrame) -> Verdict:
     rows = clean.filter(pl.col("metric") == "dead_fraction", pl.col("value") >= 0.5).sort("depth")
     problem = None
@@ -200,9 +310,10 @@ def attack_checks(
     data: Any,
     *,
     eps: float = 8 / 255,
-    images: int = 200,
+    images: int = CHECK_IMAGES,
     batch_size: int = 256,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Can the robustness of this network be believed? One row for each check, as `checks` gives them.
 
@@ -220,6 +331,7 @@ def attack_checks(
         images: How many images at most, the first of each class.
         batch_size: Images per batch.
         seed: Keys everything random.
+        progress: Called with (steps done, steps in all); a step is about one pass over the images.
 
     Raises:
         GeophoneError: images or labels that can't be used, such as images outside [0, 1], a network without logits
@@ -229,9 +341,11 @@ def attack_checks(
     """
     refuse_frozen(model, "Robustness")
     split = as_split(data).near(model)
+    need_labels(split, "attack_checks")
     split = split.take(min(images, len(split)))
     training = {name for name, part in _modules(model).items() if part.training}
     rows = []
+    steps = _ASKED + sum(_PASSES.get(name, 0) for name in _ATTACK_CHECKS)
     with (
         evaluating(model),
         full_precision(),
@@ -239,9 +353,18 @@ def attack_checks(
         torch.no_grad(),
         seeded(key(seed, "checks"), split.x.device),
     ):
-        subject = _Subject.of(model, split, eps, batch_size, seed, training)
+        done, cost = 0, _ASKED
+
+        def step(share: float) -> None:
+            if progress is not None:
+                progress(done + round(share * cost), steps)
+
+        subject = _Subject.of(model, split, eps, batch_size, seed, training, step)
+        step(1.0)
         for name, check in _ATTACK_CHECKS.items():
+            done, cost = done + cost, _PASSES.get(name, 0)
             rows.append(_row(name, partial(check, subject), len(split)))
+            step(1.0)
     return rows
 
 
@@ -254,6 +377,7 @@ class _Subject:
         training: Names of the modules that were handed over in training mode.
         logits: Of the first pass.
         again: Of the second.
+        step: Called with the share of a check that is done.
     """
 
     model: Model
@@ -264,13 +388,24 @@ class _Subject:
     training: set[str]
     logits: Float[Tensor, "n k"]
     again: Float[Tensor, "n k"]
+    step: Callable[[float], None]
 
     @classmethod
-    def of(cls, model: Model, split: Split, eps: float, batch_size: int, seed: int, training: set[str]) -> "_Subject":
+    def of(
+        cls,
+        model: Model,
+        split: Split,
+        eps: float,
+        batch_size: int,
+        seed: int,
+        training: set[str],
+        step: Callable[[float], None],
+    ) -> "_Subject":
         """Ask the network twice."""
         first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
-        check_labels(split.y, first)
-        return cls(model, split, eps, batch_size, seed, training, first, second)
+        check_columns(first)
+        check_labels(split, first.shape[1])
+        return cls(model, split, eps, batch_size, seed, training, first, second, step)
 
     @property
     def stochastic(self) -> bool:
@@ -438,6 +573,7 @@ def _black_box(subject: _Subject) -> Verdict:
         every=False,
         batch_size=subject.batch_size,
         seed=subject.seed,
+        progress=lambda done, steps: subject.step(done / steps),
     )
     held = found.rate[:, :-1, 0].nan_to_num(math.inf).amin(1)
     beaten = int((found.rate[:, -1, 0] < held).sum())  # each 0 or 1; NaN, which is less than nothing, where not run

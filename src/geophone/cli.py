@@ -1,23 +1,26 @@
 """The command line."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
-from rich import progress as rich_progress
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import geophone
-from geophone.errors import GeophoneError, unknown
-from geophone.files import replacing
+from geophone.errors import GeophoneError, plain, unknown
+from geophone.files import replacing, reserved
+from geophone.following import followed, followed_study
 from geophone.record import REDUCTIONS
 from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.report import write_report
+from geophone.robustness import Survival
 from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, compare_networks, scan
 from geophone.similarity import same_memory
 from geophone.study import find_study, process_executor, ray_executor, run_study
@@ -60,7 +63,7 @@ plugin_option = click.option(
     "--plugin",
     "plugins",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=Path,
     is_eager=True,
     callback=_load,
     metavar="FILE",
@@ -68,17 +71,23 @@ plugin_option = click.option(
 )
 
 
+MOST = 2**31 - 1
+COUNT = click.IntRange(1, MOST)
+LARGEST_SEED = 2**63 - 1
+"""A table keeps 64 bits of a seed."""
+SEED = click.IntRange(-LARGEST_SEED, LARGEST_SEED)
+MANY_THREADS = 256
+"""More threads than this are no machine's, and an operating system may refuse them in the middle of the work."""
+
 layers_option = click.option("--layers", help="Layer names or patterns, separated by commas, such as 'layer*.relu*'.")
 factory_option = click.option(
     "--factory", metavar="F", help="What makes the network of a weights file: file.py:function or a model's name."
 )
-images_option = click.option(
-    "--images", type=click.IntRange(1), help="How many images, class-balanced.  [default: all]"
-)
+images_option = click.option("--images", type=COUNT, help="How many images, class-balanced.  [default: all]")
 batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images per batch."
+    "--batch-size", type=COUNT, default=256, show_default=True, help="Images per batch, of checks too."
 )
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Keys everything random.")
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Keys everything random.")
 device_option = click.option("--device", help="Where the network runs, such as cuda.")
 
 
@@ -102,7 +111,7 @@ def cli() -> None:
 @click.option("--size", default="demo", show_default=True, metavar="|".join(SIZES), help="How much of the study.")
 @click.option("--seeds", metavar="N,N,…", help="Seeds, such as 0,1,2; default those of the size.")
 @click.option("--set", "switches", multiple=True, metavar="NAME=VALUE", help="A study's own switch; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: runs/STUDY-SIZE]")
+@click.option("--out", type=Path, help="Folder for the results.  [default: runs/STUDY-SIZE]")
 @click.option(
     "--executor",
     type=click.Choice(["process", "ray"]),
@@ -110,8 +119,12 @@ def cli() -> None:
     show_default=True,
     help="Where jobs run: on this machine, or on Ray (the cluster at $RAY_ADDRESS if set; extra `ray`).",
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Jobs at the same time.")
-@click.option("--threads", type=click.IntRange(1), help="Torch threads per job.  [default: all cores / workers]")
+@click.option("--workers", type=click.IntRange(1, 4096), default=1, show_default=True, help="Jobs at the same time.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MANY_THREADS),
+    help="Torch threads per job; other numbers give other numbers in the table.  [default: 1; resumed: as begun]",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where networks run, such as cuda.")
 @plugin_option
 def run(
@@ -135,34 +148,22 @@ def run(
     name, made = find_study(study, size, _seeds(seeds), chosen)
     folder = out or Path("runs") / "-".join((name, size, *chosen.values()))
     files = (*plugins, *([Path(study.partition(".py")[0] + ".py")] if ".py" in study else []))
-    with _bars() as bars:
-        total = bars.add_task(f"{name} ({size})", total=None)
-        running: dict[str, Any] = {}
-
-        def watch(what: str, done: int, steps: int) -> None:
-            job = what.partition(": ")[0]
-            if job not in running:
-                running[job] = bars.add_task(what)
-            bars.update(running[job], description=what, completed=done, total=steps)
-            if what.endswith(": done"):
-                bars.remove_task(running.pop(job))
-
-        with _executor(executor, workers, watch) as pool:
+    with followed_study(f"{name} ({size})") as follow:
+        with _executor(executor, workers, follow.watch) as pool:
             run_study(
                 made,
                 folder,
                 name=name,
                 executor=pool,
-                workers=workers,
                 threads=threads,
                 device=device,
                 plugins=[file.resolve() for file in files],
-                progress=watch,
-                finished=lambda done, jobs: bars.update(total, completed=done, total=jobs),
+                progress=follow.watch,
+                finished=follow.finished,
             )
-        bars.add_task("writing the report", total=None)
+        follow.report()
         page = write_report(folder)
-    click.echo(str(page))
+    click.echo(click.format_filename(page))
 
 
 @cli.command("scan", cls=ScanHelp)
@@ -185,11 +186,17 @@ def run(
 @device_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Path,
     default=Path("report.html"),
     show_default=True,
     help="The report; its table and figures go to a folder of the same name.",
 )
+@click.option(
+    "--checks/--no-checks",
+    default=True,
+    help="Also check by small attacks that the robustness can be believed (minutes).  [default: checks]",
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 when a check fails; the page is written all the same.")
 @plugin_option
 def scan_command(
     model: str,
@@ -205,6 +212,8 @@ def scan_command(
     seed: int,
     device: str | None,
     out: Path,
+    checks: bool,
+    strict: bool,
     plugins: tuple[Path, ...],
 ) -> None:
     """Diagnose MODEL on DATA in one page: accuracy under every perturbation, and what happens layer by layer.
@@ -217,9 +226,10 @@ def scan_command(
     DATA   a name from `geophone list data`, an .npz file, or a folder of images
 
     The network takes images in [0, 1] and returns logits; normalisation is its first layer.
+
+    Exit codes: 0, the page is written; 1, with --strict, a check failed (warnings say which); 2, bad input.
     """
-    with _bars() as bars:
-        task = bars.add_task("scanning", total=None)
+    with followed("scanning") as watcher:
         found = scan(
             model,
             data,
@@ -234,18 +244,20 @@ def scan_command(
             batch_size=batch_size,
             reduce=REDUCTIONS[reduce],
             seed=seed,
-            progress=lambda done, steps: bars.update(task, completed=done, total=steps),
+            checks=checks,
+            progress=watcher,
         )
-    for problem in found.problems:
-        click.echo(f"warning: {problem}", err=True)
-    click.echo(str(found.report))
+    _warn(found.problems)
+    click.echo(click.format_filename(str(found.report)))
+    if strict and found.problems:
+        raise click.exceptions.Exit(1)
 
 
 @cli.command("attack", cls=ScanHelp)
 @click.argument("model")
 @click.argument("data")
 @click.option("--attacks", default="LinfAutoAttack", show_default=True, help="Names or calls, separated by commas.")
-@click.option("--restarts", type=click.IntRange(1), default=1, show_default=True, help="Tries of each attack.")
+@click.option("--restarts", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Tries of each attack.")
 @click.option(
     "--every/--union", default=True, help="Run each attack on all images, or on what is left.  [default: every]"
 )
@@ -254,7 +266,7 @@ def scan_command(
 @batch_size_option
 @seed_option
 @device_option
-@click.option("--out", type=click.Path(path_type=Path), help="A .parquet file for the outcome of each image.")
+@click.option("--out", type=Path, help="A .parquet file for the outcome of each image.")
 @plugin_option
 def attack_command(
     model: str,
@@ -276,19 +288,29 @@ def attack_command(
     """
     if out is not None and out.suffix != ".parquet":
         raise GeophoneError(f"--out {out}: give a file that ends in .parquet.")
-    with _bars() as bars:
-        task = bars.add_task("attacking", total=None)
-        found = attack(
-            *(model, data, attacks),
-            restarts=restarts,
-            every=every,
-            factory=factory,
-            images=images,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            progress=lambda done, steps: bars.update(task, completed=done, total=steps),
-        )
+    with reserved(None, *([] if out is None else [out])):
+        with followed("attacking") as watcher:
+            found = attack(
+                *(model, data, attacks),
+                restarts=restarts,
+                every=every,
+                factory=factory,
+                images=images,
+                batch_size=batch_size,
+                seed=seed,
+                device=device,
+                progress=watcher,
+            )
+        if out is not None:
+            with replacing(out) as file:
+                found.frame().write_parquet(file)
+    _warn(found.problems)
+    _print_survival(found)
+    if out is not None:
+        click.echo(click.format_filename(out))
+
+
+def _print_survival(found: Survival) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("attack", "robust accuracy", "95 % interval"):
         table.add_column(heading, overflow="fold")
@@ -297,10 +319,6 @@ def attack_command(
             name, *(("not run on all",) if span is None else (f"{span[0]:.4f}", f"{span[1]:.4f}-{span[2]:.4f}"))
         )
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
-    if out is not None:
-        with replacing(out) as file:
-            found.frame().write_parquet(file)
-        click.echo(str(out))
 
 
 @cli.command("compare", cls=ScanHelp)
@@ -311,7 +329,9 @@ def attack_command(
 @click.option(
     "--reduce", type=click.Choice(list(REDUCTIONS)), help="A unit is a channel's mean, ….  [default: every position]"
 )
-@click.option("--points", type=click.IntRange(4), default=1000, show_default=True, help="Images whose rows are kept.")
+@click.option(
+    "--points", type=click.IntRange(4, MOST), default=1000, show_default=True, help="Images whose rows are kept."
+)
 @layers_option
 @click.option("--others", help="Layers of MODEL_B, likewise.  [default: as of MODEL_A]")
 @click.option(
@@ -322,9 +342,7 @@ def attack_command(
 @batch_size_option
 @seed_option
 @device_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("compared.html"), show_default=True, help="The page."
-)
+@click.option("--out", type=Path, default=Path("compared.html"), show_default=True, help="The page.")
 @plugin_option
 def compare_command(
     first: str,
@@ -345,8 +363,7 @@ def compare_command(
     plugins: tuple[Path, ...],
 ) -> None:
     """Compare the layers of MODEL_A and MODEL_B on DATA: all with all, as heat maps; given as for `geophone scan`."""
-    with _bars() as bars:
-        task = bars.add_task("comparing", total=None)
+    with followed("comparing") as watcher:
         found = compare_networks(
             *(first, second, data),
             measures=_names(measures),
@@ -361,9 +378,10 @@ def compare_command(
             points=points,
             seed=seed,
             device=device,
-            progress=lambda done, steps: bars.update(task, completed=done, total=steps),
+            progress=watcher,
         )
-    click.echo(str(found.report))
+    _warn(found.problems)
+    click.echo(click.format_filename(str(found.report)))
 
 
 @cli.command("list")
@@ -383,20 +401,34 @@ def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: FOLDER/report.html]")
+@click.argument("folder", type=Path)
+@click.option("--out", type=Path, help="The page.  [default: FOLDER/report.html]")
 def report(folder: Path, out: Path | None) -> None:
     """Write the report of a study's FOLDER anew from its table."""
-    click.echo(str(write_report(folder, out)))
+    click.echo(click.format_filename(write_report(folder, out)))
+
+
+def _warn(problems: Iterable[str]) -> None:
+    """Say what looks wrong, on standard error."""
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        seeds = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise GeophoneError(f"cannot read the seeds {text!r}: write whole numbers, such as 0,1,2.") from None
+        raise GeophoneError(f"cannot read the seeds {_short(text)!r}: write whole numbers, such as 0,1,2.") from None
+    for seed in seeds:
+        if abs(seed) > LARGEST_SEED:
+            raise GeophoneError(f"the seed {_short(str(seed))} is out of range: give whole numbers of 64 bits.")
+    return seeds
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -417,33 +449,44 @@ def _executor(kind: str, workers: int, progress: Progress) -> AbstractContextMan
     return process_executor(workers, progress) if workers > 1 else nullcontext()
 
 
-@contextmanager
-def _bars() -> Iterator[rich_progress.Progress]:
-    """Progress bars with the remaining time, on standard error."""
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TextColumn("left"),
-        rich_progress.TimeRemainingColumn(),
-    )
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
-        yield bars
+_LONGEST = 1900  # characters of a message that a person still reads
+
+_AFTER = {
+    "run": " The same command continues where it stopped.",
+    **dict.fromkeys(("scan", "attack", "compare", "report"), " Nothing was written; the same command begins anew."),
+}
+"""What Ctrl-C leaves of each verb."""
 
 
 def main(arguments: list[str] | None = None, leave: Callable[[int], Any] = sys.exit) -> None:
     """Run the command line. Bad input gives one line on standard error and exit code 2."""
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         load_entry_points()
-        code = cli.main(arguments, prog_name="geophone", standalone_mode=False)
+        code = cli.main(given, prog_name="geophone", standalone_mode=False)
         leave(code if isinstance(code, int) else 0)
     except GeophoneError as error:
-        click.echo(f"geophone: {error}", err=True)
-        leave(2)
-    except click.ClickException as error:
-        error.show()
-        leave(error.exit_code)
+        _refuse(str(error), leave)
+    except click.ClickException as error:  # of the words, before anything was done
+        verb = given[0] if given[0] in cli.commands else ""
+        _refuse(f"{plain(error.format_message())} See `{' '.join(('geophone', *verb.split()))} --help`.", leave)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("geophone: interrupted. The same command continues where it stopped.", err=True)
+        click.echo(f"geophone: interrupted.{_AFTER.get(given[0], '')}", err=True)
         leave(130)
+    except OSError as error:  # of standard output, or of files that nobody looks after
+        _refuse(plain(f"{error.filename or 'standard output'}: {error.strerror or error}."), leave)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        _refuse(
+            f"out of memory. Use fewer --images, a smaller --batch-size or another --device. {plain(str(error))}", leave
+        )
+
+
+def _refuse(message: str, leave: Callable[[int], Any]) -> None:
+    if len(message) > _LONGEST:  # what was given may be of any length
+        message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+    click.echo(f"geophone: {message}", err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # full: what is still to be written there would be tried once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    leave(2)

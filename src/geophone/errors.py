@@ -4,13 +4,33 @@ Every message says what was wrong, where, what is allowed, and what to do about 
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 class GeophoneError(ValueError):
-    """Bad input. The command line prints the message on one line and exits with 2."""
+    """Bad input. The message is one line, as `plain` makes it; the command line prints it and exits with 2."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message))
+
+
+def plain(text: str) -> str:
+    """What a library, or the user's code, says of itself as one line: no colours, no control characters.
+
+    Bytes of a file's name that are no text are written out, so that the line can be printed anywhere.
+    """
+    lines = _ESCAPES.sub("", text).encode("utf-8", "backslashreplace").decode().splitlines()
+    return " ".join(line for line in (_CONTROLS.sub(" ", line).strip() for line in lines) if line)
+
+
+class Unlabelled(GeophoneError):
+    """Something needs labels, and the images have none."""
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], remedy: str = "") -> GeophoneError:
@@ -23,11 +43,11 @@ def unknown(kind: str, name: str, allowed: Iterable[str], remedy: str = "") -> G
         remedy: One more sentence on what to do.
     """
     names = list(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.5)  # quadratic in the length
     shown = ", ".join(names[:24]) + (f", … ({len(names)} in all)" if len(names) > 24 else "")
     hint = f" Did you mean {near[0]!r}?" if near else ""
     tail = f" {remedy}" if remedy else ""
-    return GeophoneError(f"unknown {kind} {name!r}.{hint} Allowed: {shown or 'none'}.{tail}")
+    return GeophoneError(f"unknown {kind} {short(name)}.{hint} Allowed: {shown or 'none'}.{tail}")
 
 
 def check_counts(least: int = 1, **counts: Any) -> None:
@@ -39,3 +59,20 @@ def check_counts(least: int = 1, **counts: Any) -> None:
     for name, count in counts.items():
         if count is not None and (count is True or not isinstance(count, Integral) or count < least):
             raise GeophoneError(f"{name}={count!r}: give a whole number of at least {least}.")
+
+
+def short(value: object, longest: int = 200) -> str:
+    """A value as code, its middle left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """An error of other code, the user's or a library's, in a few words of one line."""
+    if isinstance(error, SystemExit):
+        return "it ends the process (sys.exit)"
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return "it takes more memory than there is"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__

@@ -21,7 +21,7 @@ from geophone.metrics import Undefined
 from geophone.metrics.metric import not_finite
 from geophone.metrics.outcomes import Z
 from geophone.perturb.attacks.fold import SAME, folded
-from geophone.record import Reduce, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
+from geophone.record import Reduce, check_axes, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
 from geophone.rng import key
 from geophone.stats import UnitMoments
 from geophone.stats.statistic import double
@@ -103,7 +103,9 @@ def input_gradients(
     with evaluating(net), full_precision(), deterministic(), seeded(noise, device), _recording_gradients():
         split = as_split(data).to(device)
         steps = -(-len(split) // batch_size)
-        fast = _folded(net, next(split.batches(_PROBE)).x, layers, reduce)
+        some = next(split.batches(_PROBE)).x
+        check_axes(net, some, copies * min(batch_size, len(split)), layers)
+        fast = _folded(net, some, layers, reduce)
         for number, batch in enumerate(split.batches(batch_size)):
             # Each copy of the batch stands for another unit in a backward pass.
             x = batch.x.repeat(copies, *[1] * (batch.x.ndim - 1)).requires_grad_()

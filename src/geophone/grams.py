@@ -22,6 +22,7 @@ from geophone.types import (
     family_name,
     full_precision,
     seeded,
+    without_gradients,
 )
 
 LOOKED_AT = 2
@@ -148,7 +149,7 @@ def gathered(
         full_precision(),
         deterministic(),
         seeded(key(seed, "network"), split.x.device),
-        torch.no_grad(),
+        without_gradients(),
     ):
         for (model, patterns), need in zip(both, wanted, strict=True):  # rows that are tokens are more than these
             some = next(split.rows(parts[0][: LEAST - 1]).batches(LEAST)).x

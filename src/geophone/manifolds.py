@@ -24,9 +24,11 @@ from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
 from geophone.perturb.grids import condition, shakes
 from geophone.record import (
+    PROBED,
     RandomProjection,
     answers_at_random,
-    check_labels,
+    check_attacked,
+    check_axes,
     check_ran,
     layers_of,
     logits_of,
@@ -41,9 +43,11 @@ from geophone.types import (
     deterministic,
     device_of,
     evaluating,
+    family_name,
     full_precision,
     reseed,
     seeded,
+    without_gradients,
 )
 
 PIXELS = "pixels"
@@ -108,7 +112,8 @@ def exemplar_manifolds(
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
-        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
+        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`; labels are
+            needed by attacks only.
         perturbations: What to shake the images with: objects, or text as `grid` reads it. An attack needs a random
             start, or all copies are one.
         layers: Module names or shell patterns; default every activation and block output.
@@ -145,13 +150,17 @@ def exemplar_manifolds(
     net = unwrapped(model)
     if shaken:
         refuse_frozen(net, "Robustness")
-    noisy = any(map(is_attack, shaken)) and answers_at_random(net, chosen)
+    attacks = [shake for shake in shaken if is_attack(shake)]
+    noisy = bool(attacks) and answers_at_random(net, chosen)
+    if attacks:
+        check_attacked(net, split, family_name(attacks[0]))
     wanted = [] if layers is None else layers_of(net, layers)
     project = RandomProjection(features, seed)
     steps, done = exemplars * (1 + len(shaken)), 0
     rows: list[dict[str, Any]] = []
     clean: Clouds | None = None
-    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), torch.no_grad():
+    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), without_gradients():
+        check_axes(net, next(chosen.batches(PROBED)).x, copies, layers)
         for shake in (None, *shaken):
             here = condition(shake)
             run = None if shake is None else averaging(shake, noisy)
@@ -192,7 +201,7 @@ def _copies(
         x = shake(x, y, net, draws(seed, "exemplars", name, index=index))
     reseed(key(seed, "exemplars", "network", name, which), x.device)
     with tap(net, layers, project) as seen:
-        check_labels(y, logits_of(net, x))
+        logits_of(net, x)
         return {PIXELS: project(x), **seen}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geophone import table
 from geophone.data import Split, as_split
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, Unlabelled
 from geophone.metrics import Metric, Undefined, default_metrics
 from geophone.metrics.metric import not_finite
 from geophone.models.stochastic import refuse_frozen
@@ -21,13 +21,16 @@ from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attac
 from geophone.perturb.grids import condition as columns_of
 from geophone.perturb.grids import shakes
 from geophone.record import (
+    PROBED,
     RandomProjection,
     Reduce,
     answers_at_random,
+    check_axes,
     check_labels,
     check_ran,
     layers_of,
     logits_of,
+    need_labels,
     spatial_mean,
     tap,
     unwrapped,
@@ -36,14 +39,18 @@ from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.types import (
     Batch,
+    GoesOn,
     Model,
     Pair,
     Perturbation,
+    check_columns,
     deterministic,
     evaluating,
+    family_name,
     full_precision,
     level_of,
     seeded,
+    without_gradients,
 )
 
 NO_UNIT = "this unit has no value: see what the metric says"
@@ -59,6 +66,8 @@ class _Condition:
     columns: dict[str, Any]
     perturbation: Perturbation | None
     sums: dict[Key, Any] = field(default_factory=dict)
+    missing: dict[Key, str] = field(default_factory=dict)
+    """Why there is no sum: the images lack the labels that it needs."""
     examples: dict[Key, int] = field(default_factory=dict)
     """Of each sum, how many examples went into it."""
     bad: dict[Key, Any] = field(default_factory=dict)
@@ -71,8 +80,12 @@ class _Condition:
 
     def add(self, layer: str | None, statistic: type[Any], shuffled: bool, batch: Batch | Pair, examples: int) -> None:
         """Sum up a batch of so many examples, of which each may have several rows."""
-        part = statistic.of(batch)
         key = (layer, statistic, shuffled)
+        try:
+            part = statistic.of(batch)
+        except Unlabelled as reason:
+            self.missing[key] = str(reason)
+            return
         self.examples[key] = self.examples.get(key, 0) + examples
         self.bad[key] = self.bad.get(key, 0) + _not_finite(batch, examples)
         self.sums[key] = self.sums[key] + part if key in self.sums else part
@@ -110,7 +123,8 @@ def measure(
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is.
-        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`.
+        data: A `Split`, an `ImageData` (its test images), a data set's name or path, or a pair `(x, y)`; or images
+            alone: what needs labels is then null, and attacks are refused.
         perturbations: What to shake the images with, besides leaving them clean: objects, or text as `grid` reads it.
         layers: Module names or shell patterns; default every activation and block output.
         metrics: Names of registered metrics; default all but those that are measured only when asked for.
@@ -132,6 +146,8 @@ def measure(
     conditions = [_Condition(columns_of(p), p) for p in (None, *shakes(perturbations, split.x.shape))]
     if len(conditions) > 1:
         refuse_frozen(model, "Robustness")
+    if attack := next((c.attack for c in conditions if c.attack is not None), None):
+        need_labels(split, family_name(attack))
     wanted = [] if layers is None else layers_of(model, layers)
     project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
     depth: dict[str, int] = {}
@@ -139,7 +155,8 @@ def measure(
     steps = -(-len(split) // batch_size) * len(conditions)
     done = 0
     noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
-    with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), torch.no_grad():
+    with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), without_gradients():
+        check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
         noisy = _average(conditions, model, split)
         for number, batch in enumerate(split.batches(batch_size)):
             shuffled_y = shuffled[number * batch_size :][: len(batch)]
@@ -152,8 +169,10 @@ def measure(
                     x = _perturbed(condition.perturbation, name, batch, model, seed, weaker)
                 logits, responses, points = _responses(model, x, layers, reduce, project)
                 check_ran(wanted, responses)
-                if condition.perturbation is None:
-                    check_labels(batch.y, logits)
+                if condition.perturbation is None and number == 0:
+                    if any(m.reads == "logits" for m in chosen):
+                        check_columns(logits)
+                    check_labels(split, logits.shape[1])
                 _sum_up(condition, chosen, batch, x, logits, responses, points, shuffled_y, clean)
                 if condition.perturbation is None:
                     clean = responses
@@ -192,12 +211,11 @@ def _perturbed(
     """The batch's images, perturbed. What goes on from a lower level, as an attack does in steps, starts there."""
     # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
     rng = draws(seed, name, index=batch.index)
-    onward = getattr(perturbation, "onward", None)
-    if onward is None:
+    if not isinstance(perturbation, GoesOn):
         return perturbation(batch.x, batch.y, model, rng)
     before = weaker.get(name)
     if before is not None and level_of(before[0]) <= level_of(perturbation):
-        x = onward(before[1], before[0], batch.x, batch.y, model, rng)
+        x = perturbation.onward(before[1], before[0], batch.x, batch.y, model, rng)
     else:
         x = perturbation(batch.x, batch.y, model, rng)
     weaker[name] = perturbation, x
@@ -251,6 +269,10 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
     """The condition's rows: every metric of the network, then of each layer; single units on clean images only."""
     for metric in chosen:
         common = {**condition.columns, "metric": metric.name}
+        for (layer, *needs), reason in condition.missing.items():
+            if tuple(needs) == _needs(metric):
+                where = {} if layer is None else {"layer": layer, "depth": depth[layer]}
+                yield {**common, **where, "note": reason}
         layers = [layer for layer, statistic, shuffled in condition.sums if (statistic, shuffled) == _needs(metric)]
         layer_values, units = [], 0
         for layer in layers:
@@ -338,7 +360,9 @@ def compare(
     depth: dict[str, int] = {}
     split = as_split(data).near(first)
     noise = seeded(key(seed, "compare", "network"), split.x.device)  # of a stochastic network
-    with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, torch.no_grad():
+    with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, without_gradients():
+        for model in (first, second):
+            check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
         for batch in split.batches(batch_size):
             (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
             depth = {name: i for i, name in enumerate(ours)}

@@ -30,6 +30,7 @@ def published(
     clean: Any = None,
     images: int | None = None,
     root: Path | str | None = None,
+    classes: Path | str | Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     metrics: Sequence[str] = ("accuracy", "margin", "loss"),
     columns: dict[str, Any] | None = None,
@@ -55,6 +56,8 @@ def published(
             set as `index`: for `cifar10_c` it is "cifar10". With a part of them, only the same part is measured.
         images: How many images, class-balanced; default all.
         root: Folder in which the set is looked for first.
+        classes: Of Tiny-ImageNet-C and ImageNet-C, where the network's outputs are not the folders in their sorted
+            order: as for `imagefolder`.
         layers: As for `measure`. Nothing is recorded unless a metric asks for it.
         metrics: Names of metrics; default those of the whole network.
         columns: Values for the table's columns; `dataset` is `data` unless it is given here.
@@ -85,7 +88,9 @@ def published(
     base = None if clean is None else _part(as_split(clean), images)
     found: list[pl.DataFrame] = []
     for place, corruption in enumerate(corruptions):
-        files = ((severity, load(_code(data, corruption, severity), root=root).test) for severity in severities)
+        files = (
+            (severity, load(_code(data, corruption, severity, classes), root=root).test) for severity in severities
+        )
         if base is None:
             named = f"{corruption}(published={data!r})"
             found += [_alone(model, named, severity, _part(file, images), given) for severity, file in files]
@@ -109,8 +114,10 @@ def _part(split: Split, images: int | None) -> Split:
     return split if images is None else split.take(images)
 
 
-def _code(data: str, corruption: str, severity: int) -> str:
-    return f"{data}(corruption={corruption!r}, severity={severity})"
+def _code(data: str, corruption: str, severity: int, classes: Path | str | Sequence[str] | None) -> str:
+    named = str(classes) if isinstance(classes, Path) else classes
+    more = "" if named is None else f", classes={named!r}"
+    return f"{data}(corruption={corruption!r}, severity={severity}{more})"
 
 
 def _matched(file: Split, base: Split, data: str) -> Split:

@@ -9,17 +9,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from geophone.data import Split
-from geophone.errors import GeophoneError, check_counts, unknown
+from geophone.errors import GeophoneError, Unlabelled, check_counts, unknown
 from geophone.geometry.clouds import projection
 from geophone.models.stochastic import is_stochastic
 from geophone.rng import stream
-from geophone.types import Batch, Model, deterministic, device_of, evaluating, full_precision, passed, seeded
+from geophone.types import (
+    Batch,
+    Model,
+    Snapshot,
+    check_columns,
+    deterministic,
+    device_of,
+    evaluating,
+    full_precision,
+    keeping_buffers,
+    passed,
+    seeded,
+    without_gradients,
+)
 from geophone.types import unwrapped as unwrapped
 
 Reduce = Callable[[Tensor], Tensor]
@@ -64,6 +79,9 @@ def positions(response: Float[Tensor, "n ..."]) -> Float[Tensor, "m d"]:
 
 ASKED_TWICE = 32
 """Images on which two passes are compared."""
+
+PROBED = 3
+"""Images that a layer's axes are known by: see `check_axes`."""
 
 PLACES = 8
 """At how many places of an image `positions` reads a layer."""
@@ -119,8 +137,13 @@ def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
             the whole network; where there is neither, every convolution and linear layer but the last.
 
     Raises:
-        GeophoneError: a pattern that matches no module.
+        GeophoneError: a pattern that matches no module, or a TorchScript module, which runs no hooks.
     """
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise GeophoneError(
+            "a TorchScript module can be attacked, but its layers don't show their responses: give the Python code of "
+            "the network."
+        )
     modules = {name: module for name, module in unwrapped(model).named_modules() if name}
     if patterns is None:
         found = [name for name, module in modules.items() if isinstance(module, ACTIVATIONS) or _is_block(module)]
@@ -155,36 +178,43 @@ def tap(
 
     Layers appear in the order of execution. A module that runs several times in one pass has one name for each:
     `relu`, `relu#2`, … With the default layers, a block whose output is that of its last activation is left out, and so
-    is one whose output is the network's own (the logits).
+    is one whose output is the network's own (the logits), or no tensor. What an in-place operation (`y += x`, `nn.ReLU`
+    with inplace=True) made of a recorded tensor is another response and is recorded too.
 
     Args:
         model: The network.
         layers: As in `layers_of`.
-        reduce: From a response `[n, ...]` to `[n, d]`.
+        reduce: From a response `[n, ...]` to `[n, d]` or `[k·n, d]`.
         detach: Whether to cut the responses off the graph; recipes that put a loss on them do not.
+
+    Raises:
+        GeophoneError: a response whose first axis isn't the n examples of the pass, or that is no dense real tensor; or
+            a reduction that gives something else.
     """
     names = layers_of(model, layers)
     seen: dict[str, Tensor] = {}
-    last: list[Tensor] = []
+    last: list[Snapshot] = []
+    examples: list[int] = []
     root = unwrapped(model)
 
-    def clear(*_: object) -> None:
+    def clear(_module: nn.Module, given: tuple[object, ...], named: Mapping[str, object]) -> None:
         seen.clear()
         last.clear()
+        examples[:] = [len(x) for x in (*given, *named.values()) if isinstance(x, Tensor) and x.ndim][:1]
 
     def drop_the_logits(_module: nn.Module, _inputs: object, output: object) -> None:
-        if layers is None and last and last[0] is output:
+        if layers is None and last and last[0].holds(output):
             seen.popitem()
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            response = _tensor(output, name)
-            if layers is None and last and last[0] is response:
+            response = _tensor(output)
+            if layers is None and (response is None or (last and last[0].holds(response))):
                 return
-            last[:] = [response]
-            reduced = reduce(response.detach() if detach else response)
-            if reduced.ndim != 2:
-                raise GeophoneError(f"layer {name!r}: the reduction gave {list(reduced.shape)}, not [n, d].")
+            response = _checked(response, output, name, examples)
+            if layers is None:
+                last[:] = [Snapshot(response)]
+            reduced = _reduced(reduce, response.detach() if detach else response, name, examples)
             if reduced.untyped_storage().data_ptr() == response.untyped_storage().data_ptr():
                 reduced = reduced.clone()
             seen[_call_name(name, seen)] = reduced
@@ -192,7 +222,7 @@ def tap(
         return hook
 
     modules = dict(root.named_modules())
-    handles = [root.register_forward_pre_hook(clear)]
+    handles = [root.register_forward_pre_hook(clear, with_kwargs=True)]
     try:
         handles.extend(modules[name].register_forward_hook(hook_of(name)) for name in names)
         handles.append(root.register_forward_hook(drop_the_logits))
@@ -210,18 +240,149 @@ def _call_name(name: str, seen: dict[str, Tensor]) -> str:
     return name if call == 1 else f"{name}#{call}"
 
 
-def _tensor(output: object, name: str) -> Tensor:
-    """A module's response: its output, or the first part of a tuple or list (attention layers, recurrent layers)."""
+def _tensor(output: object) -> Tensor | None:
+    """A module's response: its output, the first part of a tuple or list, or the one tensor of a mapping; else None."""
+    if isinstance(output, Mapping):
+        parts = [part for part in output.values() if isinstance(part, Tensor)]
+        return parts[0] if len(parts) == 1 else None
     if isinstance(output, tuple | list) and output:
         output = output[0]
-    if not isinstance(output, Tensor):
-        raise GeophoneError(f"layer {name!r} gives a {type(output).__name__}, not a tensor. Tap a module inside it.")
-    return output
+    return output if isinstance(output, Tensor) else None
+
+
+def _checked(response: Tensor | None, output: object, name: str, examples: Sequence[int]) -> Tensor:
+    """The response, if its rows are the examples of the pass."""
+    if response is None:
+        kind = f"{type(output).__name__} of {len(output)}" if isinstance(output, Mapping) else type(output).__name__
+        raise GeophoneError(f"layer {name!r} gives a {kind}, not a tensor. Tap a module inside it.")
+    if response.layout is not torch.strided or response.is_nested or response.is_quantized or response.is_complex():
+        raise GeophoneError(
+            f"layer {name!r} gives a sparse, nested, quantised or complex tensor; responses are dense and real. Tap "
+            "another module (--layers)."
+        )
+    if response.ndim == 0 or (examples and len(response) != examples[0]):
+        n = examples[0] if examples else "n"
+        raise GeophoneError(
+            f"layer {name!r} gives {list(response.shape)} for {n} images: its first axis must be the {n} images, or "
+            "those of different images are mixed (sequence-first layers, windows and patches in the first axis). Leave "
+            "it out (--layers), or let the module give the images first."
+        )
+    return response
+
+
+def _reduced(reduce: Reduce, response: Tensor, name: str, examples: Sequence[int]) -> Tensor:
+    """What the reduction makes of a response, checked to be `[n, d]` or `[k·n, d]`."""
+    floating = response.is_floating_point()
+    reduced = reduce(response if floating else response.double())  # spikes and codes: whole numbers, exactly
+    if not isinstance(reduced, Tensor) or reduced.ndim != 2:
+        given = list(reduced.shape) if isinstance(reduced, Tensor) else f"a {type(reduced).__name__}"
+        raise GeophoneError(f"layer {name!r}: the reduction gave {given}, not [n, d].")
+    n = examples[0] if examples else len(response)
+    if n and (len(reduced) == 0 or len(reduced) % n):
+        raise GeophoneError(
+            f"layer {name!r}: the reduction gave {list(reduced.shape)} for {n} images, not [{n}, d] or [k·{n}, d]."
+        )
+    return reduced
+
+
+def check_axes(model: Model, x: Tensor, n: int, layers: Sequence[str] | None = None) -> None:
+    """Raise an error for a layer whose first axis isn't the examples, even where it is as long as a batch by chance.
+
+    A layer `[t, n, d]` has n rows where t is n. So the network is asked for 2 of the images too, or 3 where batches are
+    of 2: an axis that isn't the examples can't have both lengths. Moves no draw and leaves buffers as they are.
+
+    Args:
+        model: The network.
+        x: Some images, one at least.
+        n: The length of the batches that are to come.
+        layers: As in `layers_of`.
+    """
+    net = unwrapped(model)
+    some = x[torch.arange(2 if n != 2 else 3, device=x.device) % len(x)]
+    with seeded(0, x.device), keeping_buffers(net), without_gradients(), tap(net, layers, _nothing):
+        _logits(net, some, net)  # which it may write to: nobody looks at them again
+
+
+def _nothing(response: Tensor) -> Tensor:
+    return response.new_empty(len(response), 0)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How a layer's response is laid out.
+
+    Attributes:
+        shape: Of the response.
+        kind: "units" `[n, d]`; "channels" `[n, c, …]`, as convolutions give; "features" `[n, …, d]`, as a linear layer
+            or a LayerNorm gives that works on every token or place; "unknown".
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+
+
+_CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_FEATURES = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.RNNBase)
+
+
+def axes_of(model: Model, x: Tensor, layers: Sequence[str] | None = None) -> dict[str, Axes]:
+    """How every layer's response is laid out, from one pass over some images.
+
+    Known by the module that ran last before the layer's response was there and says by its kind where its units are:
+    convolutions, BatchNorm and GroupNorm in axis 1, linear layers, LayerNorm, embeddings, attention and recurrent
+    layers in the last. A response of 3 axes has channels only where such a module gave them in 3 axes; one of more axes
+    has features where a linear layer's units are not in its axis 1. What functions (F.conv2d) did isn't seen.
+    """
+    net = unwrapped(model)
+    declared: list[tuple[bool, int, int]] = []  # whether units are in axis 1, how many, of how many axes
+
+    def declare(module: nn.Module, _inputs: object, output: object) -> None:
+        response = _tensor(output)
+        if response is None or response.ndim < 3:
+            return
+        first = isinstance(module, _CHANNELS)
+        whole = isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1
+        if not whole:
+            declared[:] = [(first, response.shape[1 if first else -1], response.ndim)]
+
+    found: list[Axes] = []
+
+    def look(response: Tensor) -> Tensor:
+        found.append(Axes(tuple(response.shape), _kind(tuple(response.shape), declared[0] if declared else None)))
+        return _nothing(response)
+
+    parts = [module for module in net.modules() if isinstance(module, (*_CHANNELS, *_FEATURES))]
+    handles = [module.register_forward_hook(declare) for module in parts]
+    try:
+        with tap(net, layers, look) as seen:
+            logits_of(net, x)
+        return dict(zip(seen, found, strict=False))  # the logits were looked at too, and come last
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kind(shape: tuple[int, ...], declared: tuple[bool, int, int] | None) -> str:
+    if len(shape) <= 2:
+        return "units"
+    few = len(shape) == 3
+    if declared is None:
+        return "unknown" if few else "channels"
+    first, units, axes = declared
+    if first:
+        if shape[1] == units and (len(shape) == axes or shape[-1] != units):
+            return "channels"
+        if few and shape[-1] == units:  # patches, flattened and moved to the front
+            return "features"
+        return "unknown" if few and axes != 3 else "channels"  # concatenated maps have more channels than the last
+    if few or shape[1] != units:
+        return "features" if shape[-1] == units else "unknown"
+    return "channels"  # a linear layer between two permutations, as ConvNeXt's
 
 
 def record(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Any,
     layers: Sequence[str] | None = None,
     reduce: Reduce = spatial_mean,
 ) -> Iterator[dict[str, Batch]]:
@@ -229,28 +390,76 @@ def record(
 
     Each item maps a layer's name to a `Batch` of responses `[n, d]` with the same labels and indices; the key "logits"
     holds the network's own output. Nothing is kept: memory is that of one batch. The network is used in the mode it is
-    in; no gradients are recorded.
+    in; no gradients are recorded. Hooks and switches are there during each pass only, so that streams can be zipped,
+    left before their end, or have the network trained or attacked between two batches; and a network in training mode
+    keeps BatchNorm's running statistics as they are. Before the first batch 2 images go through alone: see
+    `check_axes`.
 
     Args:
         model: Any module from images in [0, 1] to logits.
-        batches: Batches of images.
+        batches: Batches of images, as `data.test.batches(256)` gives them; or what gives pairs of images and labels in
+            a fixed order, such as a DataLoader that does not shuffle. `index` then counts the images.
         layers: Names or shell patterns; default every activation and block output. See `layers_of`.
         reduce: From a response `[n, ...]` to `[n, d]` or `[k·n, d]`: one of `REDUCTIONS`, or a function.
 
     Raises:
-        GeophoneError: unknown layer, a chosen layer that never ran, or a network that does not give logits `[n, k]`.
+        GeophoneError: unknown layer, a chosen layer that never ran or whose first axis is not the images, something
+            else than batches, or a network that does not give logits `[n, k]`.
 
     >>> for batch in record(model, data.test.batches(256), ["layer*.relu*"]):
     ...     print({name: tuple(responses.x.shape) for name, responses in batch.items()})
     """
     model = unwrapped(model)
-    device = device_of(model)
     wanted = [] if layers is None else layers_of(model, layers)
-    with tap(model, layers, reduce) as seen, torch.no_grad():
-        for batch in batches:
-            logits = logits_of(model, batch.x.to(device))
+    started = False
+    for batch in _batches(batches):
+        x = batch.x.to(device_of(model, batch.x.device))
+        if not started:
+            check_axes(model, x, len(x), layers)
+            started = True
+        # Closed before the yield: what a generator holds open there leaks into its caller.
+        with keeping_buffers(model), tap(model, layers, reduce) as seen, without_gradients():
+            logits = logits_of(model, x)
             check_ran(wanted, seen)
-            yield {name: batch.with_rows(x) for name, x in (*seen.items(), ("logits", logits))}
+            answers = {name: batch.with_rows(rows) for name, rows in (*seen.items(), ("logits", logits))}
+        yield answers
+
+
+def _batches(given: object) -> Iterator[Batch]:
+    """Batches as they are, or made from pairs of images and labels.
+
+    Raises:
+        GeophoneError: neither, or pairs of a loader that shuffles, whose images can't be told apart afterwards.
+    """
+    ways = "Give data.test.batches(256), or a DataLoader of (images, labels) that does not shuffle"
+    if not isinstance(given, Iterable):
+        raise GeophoneError(f"recording needs batches of images, not a {type(given).__name__}. {ways}.")
+    count = 0
+    for item in given:
+        if isinstance(item, Batch):
+            yield item
+            continue
+        x, y = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.shape == x.shape[:1] and len(x)):
+            raise GeophoneError(f"recording needs batches of images with labels; it was given {_said(item)}. {ways}.")
+        if isinstance(given, DataLoader) and not _in_order(given):
+            raise GeophoneError(f"the loader's order is its own, so rows could not be told apart. {ways}.")
+        yield Batch(x, y.long(), count + torch.arange(len(x), device=y.device))
+        count += len(x)
+
+
+def _in_order(loader: Any) -> bool:
+    """Whether a loader gives the same items in the same order each time, as far as can be told."""
+    if isinstance(loader.dataset, IterableDataset):
+        return True
+    return isinstance(loader.sampler, SequentialSampler) and type(loader.batch_sampler) in (BatchSampler, type(None))
+
+
+def _said(item: object) -> str:
+    """What something is, for errors."""
+    if isinstance(item, tuple | list):
+        return f"a {type(item).__name__} of {', '.join(map(_said, item[:4])) or 'nothing'}"
+    return f"a tensor {list(item.shape)}" if isinstance(item, Tensor) else f"a {type(item).__name__}"
 
 
 def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
@@ -259,8 +468,13 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
     Raises:
         GeophoneError: not a tensor of that shape, or NaN or infinite values in it; or the network writes to x.
     """
+    return _logits(model, x, lambda images: passed(model, images))
+
+
+def _logits(model: Model, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `ask` gives for the images, checked to be logits of the network."""
     try:
-        logits = passed(model, x)
+        logits = ask(x)
     except (GeophoneError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's own code fails in any way
@@ -268,7 +482,10 @@ def logits_of(model: Model, x: Tensor) -> Float[Tensor, "n k"]:
         raise GeophoneError(f"the network cannot take images of shape {list(x.shape)}: {reason}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise GeophoneError(f"the network must give logits [n, k] for images {list(x.shape)}; it gave {given}.")
+        raise GeophoneError(
+            f"the network must give logits [n, k] for images {list(x.shape)}; it gave {given}. One that gives more, or "
+            "an object with .logits, goes into a module whose forward returns the logits alone."
+        )
     if not bool(logits.isfinite().all()):
         culprit = first_bad_weight(model)
         where = f": its weight {culprit!r} has NaN or infinite values" if culprit else ""
@@ -296,13 +513,63 @@ def answers_at_random(model: Model, split: Split) -> bool:
         return is_stochastic(net) or asked_twice(net, split)[1]
 
 
-def check_labels(y: Int[Tensor, " n"], logits: Float[Tensor, "m k"]) -> None:
-    """Raise an error for a label that the network has no logit for."""
-    if int(y.max()) >= logits.shape[1]:
+def check_labels(split: Split, k: int) -> None:
+    """Whether label i can mean output i of a network of k outputs; images without labels pass.
+
+    More outputs than labels are no fault in themselves: a part of a data set has no example of some classes.
+
+    Raises:
+        GeophoneError: a label that the network has no output for; or labels that were counted off, as class folders
+            are in alphabetical order, where the network has another number of outputs.
+    """
+    if not len(split) or not split.labelled:
+        return
+    highest = int(split.y.max())
+    if highest >= k:
         raise GeophoneError(
-            f"label {int(y.max())} is out of range: the network gives {logits.shape[1]} logits, so labels run from 0 "
-            f"to {logits.shape[1] - 1}. Check that the data set is the one the network was trained for."
+            f"label {highest} is out of range: the network gives {k} logits, so labels run from 0 to {k - 1}. Check "
+            "that the data set is the one the network was trained for."
         )
+    if split.outputs is not None and split.outputs != k:
+        raise GeophoneError(
+            f"the data have {split.outputs} class folders, numbered in alphabetical order, and the network gives {k} "
+            "logits: which folder is which output can't be told. Name the outputs in their order in a file (ImageNet's "
+            "imagenet_class_index.json or LOC_synset_mapping.txt, or one name a line): imagefolder(path='…', "
+            "classes='names.txt')."
+        )
+
+
+def need_labels(split: Split, what: str) -> None:
+    """Raise an error for images without labels, in the name of what can't do without.
+
+    Raises:
+        Unlabelled: they have none.
+    """
+    if not split.labelled:
+        raise Unlabelled(
+            f"{what} needs labels, which these images lack. Give them with the images: a pair (x, y), y beside x in "
+            "the .npz, or a folder for each class."
+        )
+
+
+def check_attacked(model: Model, split: Split, what: str) -> None:
+    """Whether a network can be attacked with, or trained on, these labels: they are there, and mean its outputs.
+
+    Args:
+        model: Asked once, about one image.
+        split: The images, on its device.
+        what: Needs the labels, in the user's words.
+
+    Raises:
+        GeophoneError: as `need_labels`, `check_labels`, `check_columns` and `logits_of`.
+    """
+    need_labels(split, what)
+    if len(split):
+        first = split.x[:1].float() / (255 if split.x.dtype == torch.uint8 else 1)
+        with evaluating(model), full_precision(), deterministic(), seeded(0, first.device), torch.no_grad():
+            logits = logits_of(model, first)
+        check_columns(logits)
+        check_labels(split, logits.shape[1])
 
 
 def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:
@@ -313,9 +580,12 @@ def check_ran(wanted: Sequence[str], seen: Mapping[str, Tensor]) -> None:
 
 
 def first_bad_weight(model: Model) -> str | None:
-    """Name of the first parameter or buffer with a NaN or an infinity."""
+    """Name of the first parameter with a NaN or an infinity, or buffer with a NaN or +∞: one with −∞ is a mask."""
     if isinstance(model, nn.Module):
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for name, tensor in model.named_parameters():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return name
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and bool((buffer.isnan() | buffer.isposinf()).any()):
                 return name
     return None

@@ -3,16 +3,22 @@
 import ast
 import importlib.util
 import inspect
+import math
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from geophone.errors import GeophoneError, unknown
+from geophone.errors import GeophoneError, reason_of, short, unknown
 
 T = TypeVar("T")
+
+LONGEST_CALL = 1000
+"""Characters of one call's text: more than any use, and little enough to be read and shown."""
 
 
 class Registry(Generic[T]):
@@ -89,12 +95,20 @@ class Registry(Generic[T]):
             if wrong:
                 raise unknown(f"argument of {name}", wrong[0], signature.parameters) from None
             raise GeophoneError(f"{text}: {name} needs the arguments {', '.join(signature.parameters)}.") from None
-        floats = {k for k, p in signature.parameters.items() if p.annotation in (float, float | None)}
-        values = {k: float(v) if k in floats and type(v) is int else v for k, v in arguments.items()}
+        values = {}
+        for key, value in arguments.items():
+            parameter = signature.parameters[key]
+            if key not in more:
+                value = _fitting(value, parameter, text)
+            elif type(value) is int and parameter.annotation in (float, float | None):
+                value = float(value)
+            values[key] = value
         try:
             return made(**values)
-        except TypeError as error:
-            raise GeophoneError(f"{text}: an argument has the wrong type ({error}).") from error
+        except GeophoneError:
+            raise
+        except Exception as error:  # what is registered may be a plug-in's and fail in any way
+            raise GeophoneError(f"{text} can't be made ({reason_of(error)}). Check its arguments.") from error
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -107,17 +121,27 @@ class Registry(Generic[T]):
 
 
 def parse_call(text: str, kind: str) -> tuple[str, dict[str, Any]]:
-    """Split `Name(a=1, b=8/255)` into its name and its arguments, without running anything."""
+    """Split `Name(a=1, b=8/255)` into its name and its arguments, without running anything.
+
+    Arguments are None, True, False, texts, finite numbers, products and quotients of two numbers, and tuples, lists and
+    dictionaries of these. Whole numbers have at most 64 bits.
+
+    Raises:
+        GeophoneError: anything else, or more than `LONGEST_CALL` characters.
+    """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(text, str) or len(text) > LONGEST_CALL:
+            raise ValueError("no text that is read")
+        with warnings.catch_warnings(action="ignore"):  # of odd literals such as 1if
+            node = ast.parse(text.strip(), mode="eval").body
         if isinstance(node, ast.Name):
             return node.id, {}
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
             return node.func.id, {_named(k.arg): _literal(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
         pass
     raise GeophoneError(
-        f"cannot read the {kind} {text!r}: write it as Name or Name(field=number), such as LinfPGD(eps=8/255)."
+        f"cannot read the {kind} {short(text)}: write it as Name or Name(field=number), such as LinfPGD(eps=8/255)."
     )
 
 
@@ -128,11 +152,74 @@ def _named(argument: str | None) -> str:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A literal, or a quotient or product of two numbers (`8/255`)."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult):
-        left, right = _literal(node.left), _literal(node.right)
-        return left / right if isinstance(node.op, ast.Div) else left * right
-    return ast.literal_eval(node)
+    """A plain value, or a quotient or product of two numbers (`8/255`); nothing that could grow beyond its text."""
+    match node:
+        case ast.Constant(value=None | bool() | str() as value):
+            return value
+        case ast.Constant(value=int() | float() as value):
+            return _finite(value)
+        case ast.UnaryOp(op=ast.USub(), operand=of):
+            return _finite(-_number(of))
+        case ast.UnaryOp(op=ast.UAdd(), operand=of):
+            return _number(of)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _finite(_number(left) / _number(right))
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _finite(_number(left) * _number(right))
+        case ast.Tuple(elts=parts):
+            return tuple(_literal(part) for part in parts)
+        case ast.List(elts=parts):
+            return [_literal(part) for part in parts]
+        case ast.Dict(keys=keys, values=parts) if None not in keys:
+            return {_literal(key): _literal(part) for key, part in zip(keys, parts, strict=True) if key is not None}
+    raise ValueError("not a literal")
+
+
+def _number(node: ast.expr) -> int | float:
+    value = _literal(node)
+    if type(value) not in (int, float):
+        raise ValueError("not a number")
+    return value
+
+
+def _finite(value: int | float) -> int | float:
+    if not math.isfinite(value) or (type(value) is int and value.bit_length() > 64):
+        raise ValueError("not a number that can be meant")
+    return value
+
+
+_PLAIN: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Path: "a path",
+    NoneType: "None",
+}
+
+
+def _fitting(value: Any, parameter: inspect.Parameter, text: str) -> Any:
+    """A literal as the parameter's annotation wants it: a whole number is a float where one is asked for, and back.
+
+    Raises:
+        GeophoneError: it isn't of that type, as far as the annotation names plain ones.
+    """
+    annotation = parameter.annotation
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    allowed = [_PLAIN[kind] for kind in kinds if kind in _PLAIN]
+    for kind in kinds:
+        items = get_args(kind)
+        if get_origin(kind) in (Sequence, tuple) and items and items[0] in (int, float):
+            if isinstance(value, tuple | list) and all(type(one) is int or type(one) is items[0] for one in value):
+                return tuple(items[0](one) for one in value)
+            allowed.append(f"a tuple of {_PLAIN[items[0]].removeprefix('a ')}s")
+        elif kind not in _PLAIN:
+            return value  # of a type that only the thing itself can check
+        elif type(value) is kind or (kind is float and type(value) is int):
+            return kind(value) if kind is not NoneType else None
+        elif kind is int and type(value) is float and value.is_integer():
+            return int(value)
+    raise GeophoneError(f"{text}: {parameter.name} is {short(value)}; allowed is {' or '.join(allowed)}.")
 
 
 DATASETS: Registry[Callable[..., Any]] = Registry("data set", "data")
@@ -154,13 +241,18 @@ def load_file(path: Path, kind: str) -> Any:
     Its folder goes to the end of `sys.path`, so that it can import its neighbours, now and later.
 
     Raises:
-        GeophoneError: the file is missing, or fails while it is imported.
+        GeophoneError: the file is missing, or fails or leaves (sys.exit) while it is imported. What ends the process at
+            once (os._exit, a crash of compiled code) can't be caught.
     """
-    path = path.resolve()
+    try:
+        path = path.resolve()
+        found = path in _loaded or path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name too long, or with a null, or a link to itself
+        found = False
+    if not found:
+        raise GeophoneError(f"no {kind} file at {path}. Give the path of a Python file.")
     if path in _loaded:
         return _loaded[path]
-    if not path.is_file():
-        raise GeophoneError(f"no {kind} file at {path}. Give the path of a Python file.")
     name = f"geophone_user_{path.stem}_{abs(hash(path)):x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -172,8 +264,8 @@ def load_file(path: Path, kind: str) -> Any:
     try:
         with _importing(path.name, str(path)):
             spec.loader.exec_module(module)
-    except GeophoneError:
-        del sys.modules[name]
+    except BaseException:
+        sys.modules.pop(name, None)
         raise
     _loaded[path] = module
     return module
@@ -187,8 +279,8 @@ def _importing(origin: str, what: str) -> Iterator[None]:
         yield
     except GeophoneError:
         raise
-    except Exception as error:
-        raise GeophoneError(f"{what} could not be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise GeophoneError(f"{what} could not be imported: {reason_of(error)}") from error
     finally:
         _loading.pop()
 

@@ -22,15 +22,21 @@ from geophone.data import Split, as_split
 from geophone.errors import GeophoneError, check_counts
 from geophone.metrics import share_interval
 from geophone.models.stochastic import refuse_frozen
-from geophone.perturb import L2, Attack, MinimumNormAttack, at_level, grid
+from geophone.perturb import L2, LINF, Attack, MinimumNormAttack, at_level, grid
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row
 from geophone.perturb.attacks.losses import margin
-from geophone.record import asked_twice, check_labels, logits_of
+from geophone.perturb.attacks.norms import norm_of
+from geophone.record import asked_twice, check_labels, logits_of, need_labels
 from geophone.rng import draws, key
 from geophone.types import (
+    Averages,
     Batch,
+    Ensemble,
     Model,
     Perturbation,
+    StopsEarly,
+    TakesSteps,
+    check_columns,
     describe,
     deterministic,
     evaluating,
@@ -66,6 +72,7 @@ class Survival:
         classes: Number of logits.
         draws: Draws of the network's noise that each gradient of each attack was averaged over; 1 for none, and for a
             network that is not stochastic.
+        problems: What looks wrong with network and data, in sentences: see `geophone.scan.attack`.
     """
 
     attacks: tuple[str, ...]
@@ -79,6 +86,7 @@ class Survival:
     passes: int
     classes: int
     draws: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -222,7 +230,7 @@ def survival(
         passes: Passes that judge an example; default 1, or 50 for a stochastic network.
         batch_size: Images per batch.
         seed: Keys the attacks' randomness, and the network's own if it has any.
-        progress: Called with (steps done, steps in all).
+        progress: Called with (steps done, steps in all); a step is one try of one attack on one batch.
 
     Raises:
         GeophoneError: no attacks, counts that are not whole numbers from 1, a network and data that do not fit, or a
@@ -231,12 +239,13 @@ def survival(
     >>> survival(model, "fashion_mnist_mini", "LinfAPGD(eps=8/255), LinfSquare(eps=8/255)").accuracy()
     """
     check_counts(restarts=restarts, passes=passes, batch_size=batch_size)
-    chosen = _members(_named(attacks))
+    chosen = members(attacks)
     if not chosen:
         raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
     parts = []
     split = as_split(data).near(model)
-    steps = -(-len(split) // batch_size)
+    each = len(chosen) * restarts
+    steps = -(-len(split) // batch_size) * each
     with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, chosen)
@@ -244,9 +253,12 @@ def survival(
         run = [averaging(attack, judge.stochastic) for attack in chosen]
         for number, batch in enumerate(split.batches(batch_size)):
             reseed(key(seed, "survival", number), split.x.device)
-            parts.append(_survive(judge, batch, run, restarts, every, seed))
-            if progress is not None:
-                progress(number + 1, steps)
+
+            def step(tried: int, before: int = number * each) -> None:
+                if progress is not None:
+                    progress(before + tried, steps)
+
+            parts.append(_survive(judge, batch, run, restarts, every, seed, step))
     rate, margins, distance, judged, union, clean = (torch.cat(column) for column in zip(*parts, strict=True))
     names = tuple(describe(attack) for attack in chosen)
     index = split.index.cpu()
@@ -348,6 +360,11 @@ def curves(
     return table.frame(found)
 
 
+def members(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
+    """What `survival` runs for these attacks, in its order: an ensemble's members in its place, each once."""
+    return _members(_named(attacks))
+
+
 def with_radius(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
     """The attacks that curves can be drawn of, each once whatever its radius; none for an empty text.
 
@@ -374,16 +391,18 @@ class _Judge:
     def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
         """Ask the network the same twice, to know whether it answers at random."""
         first, stochastic = asked_twice(model, split)
-        check_labels(split.y, first)
+        check_columns(first)
+        need_labels(split, "an attack")
+        check_labels(split, first.shape[1])
         return cls(model, passes or (PASSES if stochastic else 1), first.shape[1], stochastic)
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Share of passes that are right, and mean margin, `[n]` each."""
-        right = total = torch.zeros(len(y), device=x.device)
+        right = total = torch.zeros(len(y), dtype=torch.float32, device=x.device)
         for _ in range(self.passes):
             logits = logits_of(self.model, x)
             right = right + (logits.argmax(1) == y).float()
-            total = total - margin(logits, y)
+            total = total - margin(logits, y).float()
         return right / self.passes, total / self.passes
 
 
@@ -404,7 +423,7 @@ def _named(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturb
 
 def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
     """Say which attacks cannot average over a stochastic network's noise."""
-    weak = {type(one).__name__: None for one in attacks if isinstance(one, Attack) and not hasattr(one, "draws")}
+    weak = {type(one).__name__: None for one in attacks if isinstance(one, Attack) and not isinstance(one, Averages)}
     if judge.stochastic and weak:
         warnings.warn(
             f"The network answers at random, and {', '.join(weak)} can't average over its noise: the robust accuracy "
@@ -415,20 +434,26 @@ def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
 
 def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, restart: int, seed: int) -> Tensor:
     """What the attack returns for these rows of the batch; as cheaply as a network without randomness allows."""
-    run = attack if judge.passes > 1 else getattr(attack, "fool", attack)
+    run = attack.fool if judge.passes == 1 and isinstance(attack, StopsEarly) else attack
     rng = draws(seed, family_name(attack), restart, index=batch.index[rows])
     return run(batch.x[rows], batch.y[rows], judge.model, rng)
 
 
 def _survive(
-    judge: _Judge, batch: Batch, attacks: Sequence[Perturbation], restarts: int, every: bool, seed: int
+    judge: _Judge,
+    batch: Batch,
+    attacks: Sequence[Perturbation],
+    restarts: int,
+    every: bool,
+    seed: int,
+    step: Callable[[int], None] = lambda tried: None,
 ) -> tuple[Tensor, ...]:
     """Of one batch: rate, margin, distance `[n, attacks, restarts]`, judged `[n, attacks]`, union and clean `[n]`."""
     x, y = batch.x, batch.y
     clean, _ = judge(x, y)
     right = clean > 0
     shape = (len(y), len(attacks), restarts)
-    rate, margins, distance = (torch.full(shape, math.nan, device=x.device) for _ in range(3))
+    rate, margins, distance = (torch.full(shape, math.nan, dtype=torch.float32, device=x.device) for _ in range(3))
     all_rows = torch.arange(len(y), device=x.device)
     # The worst candidates so far, and how often they are got right: of each attack, and in the last place of all.
     worst = [(clean.clone(), x.clone()) for _ in range(len(attacks) + 1)]
@@ -438,14 +463,16 @@ def _survive(
             standing = right & (worst[a if every else -1][0] > 0)
             rows = all_rows[standing]
             if not len(rows):
+                step(a * restarts + r + 1)
                 continue
             found = _attacked(judge, batch, rows, attack, r, seed)
             rate[rows, a, r], margins[rows, a, r] = judge(found, y[rows])
-            distance[rows, a, r] = getattr(attack, "norm", L2).length(found - x[rows])
+            distance[rows, a, r] = (norm_of(attack) or L2).length(found - x[rows]).float()
             for least, image in (worst[a], worst[-1]):
                 lower = rate[rows, a, r] < least[rows]
                 image[rows[lower]] = found[lower]
                 least[rows[lower]] = rate[rows, a, r][lower]
+            step(a * restarts + r + 1)
     judged = [least if judge.passes == 1 else judge(image, y)[0] for least, image in worst]
     table_ = torch.stack(judged[:-1], dim=1)
     if not every:
@@ -487,7 +514,7 @@ def _fallen(judge: _Judge, batch: Batch, attacks: Sequence[Perturbation], clean:
 def _with_fewer_steps(attack: Perturbation) -> Perturbation:
     """The attack with a quarter of its steps, if it has any."""
     thing: Any = attack
-    return replace(thing, steps=max(1, thing.steps // 4)) if hasattr(thing, "steps") else attack
+    return replace(thing, steps=max(1, thing.steps // 4)) if isinstance(attack, TakesSteps) else attack
 
 
 def _minimum(judge: _Judge, batch: Batch, attack: MinimumNormAttack, clean: Tensor, seed: int) -> Tensor:
@@ -503,14 +530,14 @@ def _members(attacks: Sequence[Perturbation]) -> list[Perturbation]:
     """The attacks, with an ensemble's members in its place; each once."""
     found: list[Perturbation] = []
     for attack in attacks:
-        found += attack.members() if hasattr(attack, "members") else [attack]
+        found += attack.members() if isinstance(attack, Ensemble) else [attack]
     return list(dict.fromkeys(found))
 
 
 def _radii(attack: Perturbation) -> Sequence[float]:
     """Ten radii, each twice the one before, with the largest of the attack's own levels among them."""
-    box = getattr(getattr(attack, "norm", None), "order", None) == math.inf
-    highest = getattr(attack, "highest", 1.0 if box else math.inf)
+    box = norm_of(attack) is LINF
+    highest = attack.highest if isinstance(attack, Attack) and attack.highest is not None else 1.0 if box else math.inf
     top = attack.levels[-1] * (16 if box else 8)
     while top > highest:
         top /= 2

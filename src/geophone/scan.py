@@ -1,8 +1,10 @@
 """Diagnose a network that the user already has: one call, one page."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,24 +13,37 @@ import polars as pl
 import torch
 
 from geophone import table
-from geophone.checks import attack_checks, checks
+from geophone.checks import AVERAGING, attack_checks, axes_check, check_passes, other_classes
+from geophone.checks import checks as table_checks
+from geophone.checksums import json_bytes
 from geophone.data import ImageData, Split, as_split, load
-from geophone.errors import GeophoneError
-from geophone.files import make_folder
+from geophone.errors import GeophoneError, plain
+from geophone.files import LOCK, reserved, write_all
 from geophone.measure import measure
 from geophone.metrics import default_metrics
 from geophone.models import load_model
-from geophone.provenance import now, write_provenance
-from geophone.record import Reduce, spatial_mean
+from geophone.perturb import grid
+from geophone.perturb.cost import CURVE, passes
+from geophone.perturb.grids import shakes
+from geophone.progress import Stage, Stages, Steps
+from geophone.provenance import FILE, now, provenance
+from geophone.record import Reduce, need_labels, spatial_mean
 from geophone.registry import load_entry_points
-from geophone.report import write_report
-from geophone.robustness import Survival, survival, with_radius
+from geophone.report import report_files
+from geophone.robustness import Survival, members, survival, with_radius
 from geophone.robustness import curves as radii
 from geophone.similarity import same_memory, similarity
-from geophone.types import Model, Perturbation, device_of, usable_device
+from geophone.types import Model, Perturbation, device_name, device_of, usable_device
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
 DEFAULT_CURVES = "LinfAPGD(steps=20)"
+
+TABLE = Path("table", "scan.parquet")
+"""Where the rows of a scan are, in its folder."""
+
+_WRITING = 0.02  # of the work, for the page
+_FILES = frozenset((".htm", ".xhtml", ".pdf", ".png", ".svg", ".parquet", ".csv", ".json", ".md", ".txt", ".npz"))
+"""Endings of a file, which a folder is not meant by."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,8 @@ def scan(
     reduce: Reduce = spatial_mean,
     seed: int = 0,
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    checks: bool = True,
+    progress: Steps | None = None,
 ) -> Scan:
     """Shake a network and see where it gives: its accuracy under every perturbation, and what happens in each layer.
 
@@ -87,7 +103,10 @@ def scan(
         reduce: From a response `[n, ...]` to `[n, d]`.
         seed: Keys everything random.
         name: The network's name in table and report; default what `model` says.
-        progress: Called with (steps done, steps in all).
+        checks: Whether small attacks check that the robustness can be believed (`geophone.checks.attack_checks`), as
+            much work as 550 passes over 200 images. The checks of the measurement alone are always made.
+        progress: Called with (steps done, steps in all) of the whole scan; a step is about one pass over one image. A
+            `geophone.progress.Watcher` is also told where a stage begins.
 
     Raises:
         GeophoneError: what was given cannot be used; the message says what, where and what to do.
@@ -95,27 +114,49 @@ def scan(
     >>> scan(my_model, "fashion_mnist_mini", "GaussianNoise, LinfPGD", out="report.html").problems
     """
     started, clock = now(), time.monotonic()
-    made, source, split = _opened(model, data, factory, images, device)
-    drawn = with_radius(curves)
-    label = name or (str(model) if isinstance(model, str | Path) else type(model).__name__)
-    columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
-    page, folder = _places(out)
-    if folder is not None:
-        make_folder(folder)
-    rows = measure(
-        *(made, split, perturb, layers, tuple(dict.fromkeys((*default_metrics(), *also)))),
-        batch_size=batch_size,
-        reduce=reduce,
-        seed=seed,
-        columns=columns,
-        progress=progress,
-    )
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    rows = rows.vstack(radii(made, split, drawn, columns=columns, **common))
-    classes = len(source.classes) if isinstance(source, ImageData) else None
-    found = [*checks(made, split, rows, classes), *attack_checks(made, split, seed=seed)]
-    rows = rows.vstack(table.frame({**columns, **row} for row in found))
-    return _written(rows, folder, page, f"Scan of {label}", made, seed, (started, clock))
+    with _reserved(out) as (page, folder):
+        made, source, split = _opened(model, data, factory, images, device)
+        need_labels(split, "scan")
+        drawn = with_radius(curves)
+        label = plain(name or (str(model) if isinstance(model, str | Path) else type(model).__name__))
+        columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
+        stages = Stages(progress, _scan_stages(split, shakes(perturb, split.x.shape), drawn, checks, batch_size))
+        rows = measure(
+            *(made, split, perturb, layers, tuple(dict.fromkeys((*default_metrics(), *also)))),
+            batch_size=batch_size,
+            reduce=reduce,
+            seed=seed,
+            columns=columns,
+            progress=stages.begin("measuring"),
+        )
+        common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        rows = rows.vstack(radii(made, split, drawn, columns=columns, progress=stages.begin("curves"), **common))
+        stages.begin("checks")
+        found = [*table_checks(made, split, rows, _classes(source), layers, reduce, batch_size=batch_size)]
+        found += _left_out(source)
+        if checks:
+            found += attack_checks(made, split, progress=stages.begin("checks by attacks"), **common)
+        rows = rows.vstack(table.frame({**columns, **row} for row in found))
+        stages.begin("the page")
+        written = _written(rows, folder, page, f"Scan of {label}", made, seed, (started, clock))
+        stages.end()
+        return written
+
+
+def _scan_stages(
+    split: Split, shaken: Sequence[Perturbation], curves: Sequence[Perturbation], checks: bool, batch_size: int
+) -> list[Stage]:
+    """What a scan does, by what it costs: passes of one image through the network."""
+    batches = -(-len(split) // batch_size)
+    each = len(split) / batches
+    asked, attacked = check_passes(len(split))
+    work = [
+        Stage("measuring", [each, *(each * (1 + passes(one)) for one in shaken)], batches),
+        Stage("curves", [each * CURVE * passes(one) for one in curves for _ in range(batches)]),
+        Stage("checks", [asked]),
+        Stage("checks by attacks", [float(checks)] * attacked),
+    ]
+    return [*work, Stage("the page", [_WRITING * sum(stage.total for stage in work)])]
 
 
 def attack(
@@ -130,9 +171,11 @@ def attack(
     device: str | None = None,
     batch_size: int = 256,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> Survival:
     """Which images of a network survive which attacks: `survival` for whatever `scan` takes as network and data.
+
+    `problems` of what it returns says where the data have other classes than the network, and what was not read.
 
     Args:
         model: As for `scan`.
@@ -145,16 +188,25 @@ def attack(
         device: As for `scan`.
         batch_size: Images per batch.
         seed: Keys everything random.
-        progress: Called with (steps done, steps in all).
+        progress: As for `scan`.
 
     Raises:
         GeophoneError: what was given cannot be used; the message says what, where and what to do.
 
     >>> attack("my.py:model", "fashion_mnist_mini", "LinfAutoAttack(eps=8/255)").accuracy()
     """
-    made, _, split = _opened(model, data, factory, images, device)
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    return survival(made, split, attacks, restarts=restarts, every=every, **common)
+    made, source, split = _opened(model, data, factory, images, device)
+    batches = -(-len(split) // batch_size)
+    costs = [passes(one) * len(split) / batches for one in members(attacks) for _ in range(restarts)]
+    stages = Stages(progress, [Stage("attacking", costs, batches)])
+    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": stages.begin("attacking")}
+    found = survival(made, split, attacks, restarts=restarts, every=every, **common)
+    stages.end()
+    problems = [row["note"] for row in _left_out(source)]
+    classes = _classes(source)
+    if classes is not None and (other := other_classes(classes, found.classes)):
+        problems.append(other)
+    return replace(found, problems=tuple(problems))
 
 
 def compare_networks(
@@ -174,7 +226,7 @@ def compare_networks(
     reduce: Reduce = same_memory,
     points: int | None = 1000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> Scan:
     """Two networks side by side: all layers of each with all of its own and of the other's, and a page of heat maps.
 
@@ -194,7 +246,7 @@ def compare_networks(
         reduce: As for `similarity`; measures such as CCA need a mean over space, to have fewer units than images.
         points: As for `similarity`.
         seed: Keys everything random.
-        progress: Called with (steps done, steps in all).
+        progress: As for `scan`.
 
     Raises:
         GeophoneError: what was given cannot be used; the message says what, where and what to do.
@@ -202,23 +254,64 @@ def compare_networks(
     >>> compare_networks("plain.py:model", "robust.py:model", "fashion_mnist_mini", out="compared.html").report
     """
     started, clock = now(), time.monotonic()
-    ours, source, split = _opened(first, data, factory, images, device)
-    theirs, _, _ = _opened(second, source, factory, images, device or str(device_of(ours)))
-    page, folder = _places(out)
-    names = _labels(first, second)
-    dataset = source.name if isinstance(source, ImageData) else "data"
-    jobs = [{"job": f"scan {i}", "dataset": dataset, "model": name} for i, name in enumerate(names, start=1)]
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    drawn_by: dict[str, Any] = {**common, "reduce": reduce, "points": points, "progress": progress}
-    rows = []
-    for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
-        rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, **common))
-        for each in (None,) if perturb is None else (None, perturb):
-            found = similarity(model, None, split, measures, own, perturbation=each, columns=columns, **drawn_by)
-            rows.append(found.table)
-    beside = {**jobs[0], "perturbation": f"beside {names[1]}"}
-    rows.append(similarity(ours, theirs, split, measures, layers, others, columns=beside, **drawn_by).table)
-    return _written(pl.concat(rows), folder, page, f"{names[0]} beside {names[1]}", ours, seed, (started, clock))
+    with _reserved(out) as (page, folder):
+        ours, source, split = _opened(first, data, factory, images, device)
+        theirs, _, _ = _opened(second, source, factory, images, device or str(device_of(ours)))
+        names = _labels(first, second)
+        shaken = (None,) if perturb is None else (None, perturb)
+        stages = Stages(progress, _compare_stages(split, names, shaken, batch_size))
+        dataset = source.name if isinstance(source, ImageData) else "data"
+        jobs = [{"job": f"scan {i}", "dataset": dataset, "model": label} for i, label in enumerate(names, start=1)]
+        common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        drawn_by: dict[str, Any] = {**common, "reduce": reduce, "points": points}
+        rows = [table.frame({**jobs[0], **row} for row in _left_out(source))]
+        for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
+            begun = stages.begin(f"{columns['model']}: accuracy")
+            rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, progress=begun, **common))
+            if reduce in AVERAGING:
+                rows.append(table.frame([{**columns, **axes_check(model, split, own, reduce)}]))
+            for each in shaken:
+                begun = stages.begin(f"{columns['model']}: {_told(each)}")
+                found = similarity(
+                    *(model, None, split, measures, own),
+                    perturbation=each,
+                    columns=columns,
+                    progress=begun,
+                    **drawn_by,
+                )
+                rows.append(found.table)
+        beside = {**jobs[0], "perturbation": f"beside {names[1]}"}
+        drawn_by |= {"columns": beside, "progress": stages.begin("one beside the other")}
+        rows.append(similarity(ours, theirs, split, measures, layers, others, **drawn_by).table)
+        stages.begin("the page")
+        title = f"{names[0]} beside {names[1]}"
+        written = _written(pl.concat(rows), folder, page, title, ours, seed, (started, clock))
+        stages.end()
+        return written
+
+
+def _told(perturbation: str | Perturbation | None) -> str:
+    """What a reader calls a comparison of a network with itself."""
+    return "its layers" if perturbation is None else "its layers when shaken"
+
+
+def _compare_stages(
+    split: Split, names: Sequence[str], shaken: Sequence[str | Perturbation | None], batch_size: int
+) -> list[Stage]:
+    """What a comparison does, by what it costs: passes of one image through a network."""
+    batches = -(-len(split) // batch_size)
+    each = len(split) / batches
+    work: list[Stage] = []
+    for name in names:
+        work.append(Stage(f"{name}: accuracy", [each], batches))
+        for one in shaken:
+            # Gram matrices of all layers cost about as much as a pass.
+            cost = 2.0
+            if one is not None:
+                cost = 4 + sum(passes(drawn) for drawn in (grid(one) if isinstance(one, str) else [one]))
+            work.append(Stage(f"{name}: {_told(one)}", [each * cost], batches))
+    work.append(Stage("one beside the other", [4 * each], batches))
+    return [*work, Stage("the page", [_WRITING * sum(stage.total for stage in work)])]
 
 
 def _written(
@@ -231,24 +324,41 @@ def _written(
     began: tuple[datetime, float],
 ) -> Scan:
     """The rows with their page, and both on disk where a folder is given."""
-    if folder is None:
+    if folder is None or page is None:
         return Scan(rows, None)
-    table.write(rows, make_folder(folder) / "table" / "scan.parquet")
-    write_provenance(
-        folder,
+    said = provenance(
         title=title,
         seconds=time.monotonic() - began[1],
         started=began[0],
-        device=str(device_of(model)),
+        device=device_name(str(device_of(model))),
         threads=torch.get_num_threads(),
         seeds=[seed],
     )
-    return Scan(rows, write_report(folder, page))
+    write_all(
+        {
+            folder / TABLE: table.as_bytes(rows),
+            folder / FILE: json_bytes(said),
+            **report_files(table.in_order(rows), said, folder, page),
+        }
+    )
+    return Scan(rows, page)
+
+
+def _classes(source: Any) -> int | None:
+    """How many classes the data are known to have."""
+    return len(source.classes) if isinstance(source, ImageData) and source.named else None
+
+
+def _left_out(source: Any) -> list[dict[str, Any]]:
+    """The row that says what of the data was not read, where something was not."""
+    if not isinstance(source, ImageData) or not source.left_out:
+        return []
+    return [{"metric": "check.left_out", "value": 1.0, "note": " ".join(source.left_out), "n": len(source.test)}]
 
 
 def _labels(*models: Model | str | Path) -> list[str]:
     """What the table calls each network: what was given for it, numbered where two are the same."""
-    names = [str(model) if isinstance(model, str | Path) else type(model).__name__ for model in models]
+    names = [plain(str(model)) if isinstance(model, str | Path) else type(model).__name__ for model in models]
     if len(set(names)) == len(names):
         return names
     return [f"{name} ({i})" for i, name in enumerate(names, start=1)]
@@ -270,12 +380,26 @@ def _opened(
     return made, source, split if images is None else split.take(images)
 
 
-def _places(out: str | Path | None) -> tuple[Path | None, Path | None]:
-    """The page, and the folder of what it is made from, which may be an earlier scan's but nobody else's."""
+@contextmanager
+def _reserved(out: str | Path | None) -> Iterator[tuple[Path | None, Path | None]]:
+    """The page, and the folder of what it is made from, for this command alone until it ends; none for no `out`.
+
+    The folder may be an earlier scan's, but nobody else's.
+    """
     if out is None:
-        return None, None
+        yield None, None
+        return
     path = Path(out)
-    page, folder = (path, path.with_suffix("")) if path.suffix == ".html" else (path / "report.html", path)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "table" / "scan.parquet").is_file():
+    ending = path.suffix.lower()
+    if ending in _FILES:
+        raise GeophoneError(f"--out {path}: give a file that ends in .html, or a folder.")
+    page, folder = (path, path.with_suffix("")) if ending == ".html" else (path / "report.html", path)
+    if os.path.isdir(folder) and not (folder / TABLE).is_file() and any(_others(folder)):  # a name may be no name
         raise GeophoneError(f"the folder {folder} is there and is no scan's. Choose another --out, or empty it.")
-    return page, folder
+    with reserved(folder, page):
+        yield page, folder
+
+
+def _others(folder: Path) -> Iterator[Path]:
+    """What is in a folder, but for what a command that was killed left there."""
+    yield from (one for one in folder.iterdir() if one.name != LOCK and not one.match(".*.tmp"))

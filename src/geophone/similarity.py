@@ -26,7 +26,7 @@ from geophone.metrics.alike import ENDS, alike
 from geophone.metrics.metric import not_finite
 from geophone.perturb import grid
 from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
-from geophone.record import Reduce, answers_at_random, unwrapped
+from geophone.record import Reduce, answers_at_random, check_attacked, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.stats import CrossMoments, PairSample
@@ -146,7 +146,7 @@ def similarity(
         first: A network (a module: images in [0, 1] → logits); or responses `[n, d]`, a mapping from layers to such, or
             to `Batch`es of such as `record` gives them.
         second: Likewise; None: the first with itself, or with itself under the perturbation.
-        data: For networks, the images: as for `measure`.
+        data: For networks, the images: as for `measure`. Labels are needed by attacks only.
         measures: Names; default `cka_minibatch` for networks and `cka` for responses.
         layers: Of the first network: names or shell patterns; default every activation and block output.
         others: Of the second; default `layers`.
@@ -192,6 +192,8 @@ def similarity(
         keep = 0 if set(taken) <= set(BY_BATCH) else len(split) if points is None else min(points, len(split))
         rank = draws("sample", index=split.index).bits("rank")
         attacked = unwrapped(first if second is None else second)
+        if shaken is not None and is_attack(shaken):
+            check_attacked(attacked, split, family_name(shaken))
         noisy = shaken is not None and is_attack(shaken) and answers_at_random(attacked, split)
         sums = gathered(
             unwrapped(first),

@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from geophone.checksums import parquet, read_parquet
 from geophone.errors import GeophoneError
 from geophone.files import replacing
 
@@ -83,29 +84,42 @@ def empty() -> pl.DataFrame:
 def write(table: pl.DataFrame, path: Path) -> None:
     """Write one shard, whole or not at all."""
     with replacing(path) as temporary:
-        table.select(list(SCHEMA)).write_parquet(temporary, compression="zstd")
+        temporary.write_bytes(as_bytes(table))
+
+
+def as_bytes(table: pl.DataFrame) -> bytes:
+    """A shard as it is written."""
+    return parquet(table.select(list(SCHEMA)))
 
 
 def read(path: Path) -> pl.DataFrame:
     """Read a table: one Parquet file, or every `*.parquet` shard of a folder, in the order of `KEYS`.
 
     Raises:
-        GeophoneError: nothing is there, a shard is corrupt, or it has other columns.
+        GeophoneError: nothing is there, a shard is corrupt or not what was written, or it has other columns.
     """
     shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not shards or not all(shard.is_file() for shard in shards):
         raise GeophoneError(f"no table at {path}. A study or scan writes one; `geophone run demo` makes an example.")
-    return pl.concat([_read_shard(shard) for shard in shards]).sort(KEYS, nulls_last=False, maintain_order=True)
+    return in_order(pl.concat([_read_shard(shard) for shard in shards]))
+
+
+def in_order(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows in the order in which a table is read."""
+    return table.sort(KEYS, nulls_last=False, maintain_order=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is what was written."""
+    try:
+        _read_shard(path)
+    except GeophoneError:
+        return False
+    return True
 
 
 def _read_shard(path: Path) -> pl.DataFrame:
-    try:
-        shard = pl.read_parquet(path, use_pyarrow=False, glob=False)
-    except (Exception, pl.exceptions.PanicException) as error:  # polars fails on broken files in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GeophoneError(
-            f"the table shard {path} is corrupt ({reason}). Delete it and run the same command again."
-        ) from None
+    shard = read_parquet(path, "Delete it and run the same command again.")
     if "other_depth" not in shard.columns:  # written before all layers were compared with all
         shard = shard.with_columns(other_depth=pl.lit(None, pl.Int64))
         shard = shard.select([name for name in dict.fromkeys((*SCHEMA, *shard.columns)) if name in shard.columns])
@@ -114,4 +128,7 @@ def _read_shard(path: Path) -> pl.DataFrame:
         raise GeophoneError(
             f"the table shard {path} has other columns than this version writes ({wrong}). Run the study anew."
         )
+    numbers = shard.select("level", "value", "low", "high")
+    if not numbers.select(pl.all_horizontal(pl.all().is_finite().all(ignore_nulls=True))).item():
+        raise GeophoneError(f"the table shard {path} has NaN or infinite values. Run the study anew.")
     return shard

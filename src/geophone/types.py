@@ -1,6 +1,7 @@
 """The words that every room shares: what a batch, a perturbation and a recipe are."""
 
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ import torch.utils.deterministic
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, Unlabelled
 from geophone.rng import Draws
 
 Model = nn.Module | Callable[[Tensor], Tensor]
@@ -22,6 +23,9 @@ ROUNDING = 1e-6
 
 SMALL = 512
 """Rows of a matrix up to which linear algebra is not shared between threads."""
+
+UNLABELLED = -1
+"""The label of an image that has none. No class bears it, so nothing counts it as a right or a wrong answer."""
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # the variable that cuBLAS reads for its deterministic kernels
 _WRITES = (
@@ -36,7 +40,7 @@ class Batch:
 
     Attributes:
         x: What the stream carries, examples first: images `[n, c, h, w]`, responses `[n, d]`, logits `[n, k]`.
-        y: Class labels `[n]`, int64.
+        y: Class labels `[n]`, int64; all `UNLABELLED` where there are none. What reads them takes `labels`.
         index: Position of each example in its data set `[n]`, int64. Randomness is keyed by it, so results do not
             depend on batch size or order, but for the noise of a stochastic network.
     """
@@ -47,6 +51,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class labels, of whatever needs them.
+
+        Raises:
+            Unlabelled: there are none.
+        """
+        if len(self.y) and bool((self.y == UNLABELLED).any()):
+            raise Unlabelled("needs labels, which these images lack")
+        return self.y
 
     def with_x(self, x: Tensor) -> "Batch":
         """The same examples with something else in `x`."""
@@ -95,6 +110,58 @@ class Perturbation(Protocol):
         ...
 
 
+class FitsImages:
+    """A perturbation that chooses something by the images' shape. To be inherited from: a name promises nothing."""
+
+    def for_images(self, shape: tuple[int, ...]) -> Perturbation:
+        """The same with what it chooses for images `[n, c, h, w]` written out, so that a table says what was done."""
+        raise NotImplementedError
+
+
+class GoesOn:
+    """A perturbation that can start from what the same at a lower level gave. To be inherited from, like the others."""
+
+    def onward(self, found: Tensor, weaker: Any, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """What calling it gives, from what `weaker`, the same at a level no higher, found."""
+        raise NotImplementedError
+
+
+class StopsEarly:
+    """An attack that can leave each example once it is fooled."""
+
+    def fool(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """Attacked images, each left as it is once it fools the network."""
+        raise NotImplementedError
+
+
+class Averages:
+    """An attack with a field `draws`: over how many draws of a network's noise each gradient is averaged, None to leave
+    it open.
+    """
+
+    draws: int | None
+
+
+class TakesSteps:
+    """An attack with a field `steps`, of which fewer make a weaker and cheaper attack of the same radius."""
+
+    steps: int
+
+
+class Ensemble:
+    """An attack that runs others one after the other."""
+
+    def members(self) -> tuple[Any, ...]:
+        """The attacks, in the order in which they are run."""
+        raise NotImplementedError
+
+
+class Scales:
+    """A perturbation that scales another, which its field `inner` has as code."""
+
+    inner: str
+
+
 @runtime_checkable
 class Recipe(Protocol):
     """How a batch becomes a loss. The training loop never changes.
@@ -126,8 +193,7 @@ def describe(thing: Any, omit: tuple[str, ...] = (), keep: tuple[str, ...] = ())
 
 def fitted(perturbation: Perturbation, shape: tuple[int, ...]) -> Perturbation:
     """The perturbation with what it chooses by the images' shape written out, so that a table says what was done."""
-    choose = getattr(perturbation, "for_images", None)
-    return choose(tuple(shape)) if choose else perturbation
+    return perturbation.for_images(tuple(shape)) if isinstance(perturbation, FitsImages) else perturbation
 
 
 def level_of(perturbation: Perturbation) -> float:
@@ -151,6 +217,11 @@ def device_of(model: Model, without: torch.device | None = None) -> torch.device
     return without or torch.device("cpu")
 
 
+def device_name(device: str) -> str:
+    """What a reader calls a device: the kind of GPU or of processor, where the machine tells."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or device
+
+
 def unwrapped(model: Model) -> nn.Module:
     """The module to tap and to run: a compiled one ignores hooks that come after it was compiled.
 
@@ -171,8 +242,8 @@ def usable_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()  # a device without data, as meta is, has no answer
+    except Exception as error:  # each kind of device is missing in a way of its own
         reason = str(error).partition("\n")[0]
         raise GeophoneError(
             f"the device {name!r} cannot be used here ({reason}). Use cpu, or a device that is there."
@@ -284,8 +355,67 @@ def one_thread(largest: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def passed(model: Model, x: Tensor) -> Tensor:
-    """What the model answers to images that are used again after it.
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """No gradients inside the block, nor inference mode, in which torch doesn't count what is written to a tensor."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """The buffers of modules in training mode are after the block as they were before it.
+
+    A pass in training mode writes BatchNorm's running statistics; to look at a network must not change it.
+    """
+    parts = [module for module in model.modules() if module.training]
+    before = [
+        (part, name, buffer, buffer.clone())
+        for part in parts
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, buffer, value in before:
+                if not torch.equal(buffer, value):  # torch doesn't count what BatchNorm writes
+                    buffer.copy_(value)
+                part._buffers[name] = buffer  # a module may have put another in its place
+
+
+class Snapshot:
+    """A tensor as it is now, to ask later whether another is the same object and nothing was written to it since.
+
+    The same object is not the same value: an in-place operation keeps the one and changes the other. Torch counts what
+    is written to a tensor, but for inference tensors, of which a copy is kept: there, writing what was there before
+    isn't seen.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._version = None if x.is_inference() else x._version
+        self._copy = x.detach().clone() if x.is_inference() else None
+
+    def holds(self, x: object) -> bool:
+        """Whether x is that tensor, with the value that it had."""
+        if x is not self._x:
+            return False
+        return self._x._version == self._version if self._copy is None else torch.equal(self._x, self._copy)
+
+
+def check_columns(logits: Float[Tensor, "n k"]) -> None:
+    """Raise an error for logits of one column: with one class, nothing is ever misclassified."""
+    if logits.shape[1] < 2:
+        raise GeophoneError(
+            f"the network gives logits {list(logits.shape)}, one column, so that no image can be misclassified. Give "
+            "two: for a logit z of class 1 against 0, torch.cat([torch.zeros_like(z), z], dim=1)."
+        )
+
+
+def passed(model: Model, x: Tensor) -> Any:
+    """What the model answers to images that are used again after it, of whatever type.
 
     Raises:
         GeophoneError: it writes to them.

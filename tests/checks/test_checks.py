@@ -179,7 +179,7 @@ def test_a_network_for_images_in_the_unit_interval_only(sound, data, before):
     values, notes = measured(Built(sound, before=before), data)
     assert values["normalisation_outside"] == 0
     assert "can't take standardised images" in notes["normalisation_outside"]
-    assert len(values) == 7
+    assert len(values) == 8
 
 
 def test_a_check_of_a_measurement_that_fails_ends_no_other(sound, data):
@@ -189,7 +189,7 @@ def test_a_check_of_a_measurement_that_fails_ends_no_other(sound, data):
         found = {row["metric"]: row for row in checks.checks(sound, split, rows)}
     assert found["check.activation_modules"]["value"] is None
     assert found["check.activation_modules"]["note"] == "Activation modules: no such module"
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 def test_checks_of_a_stochastic_network_repeat_and_leave_the_global_state(sound, data):

@@ -263,5 +263,5 @@ def test_the_installed_command_and_ctrl_c(place):
     (place / "stop.py").write_text("def make():\n    raise KeyboardInterrupt\n")
     stopped = subprocess.run([command, "scan", "stop.py:make", "good.npz"], capture_output=True, text=True)
     assert stopped.returncode == 130
-    assert "The same command continues" in stopped.stderr
+    assert "Nothing was written; the same command begins anew." in stopped.stderr
     assert torch.__version__

@@ -226,3 +226,48 @@ def test_an_archive_that_lacks_a_file(tmp_path):
 def test_offline_the_message_says_what_and_where_to(tmp_path):
     with pytest.raises(GeophoneError, match=r"CIFAR-100 .* cifar-100-python.tar.gz or cifar-100-python/ .*cache"):
         load("cifar100", root=tmp_path)
+
+
+def nest(depth=60):
+    """A tuple of tuples of tuples …, each ten times the same: a few bytes that nobody can walk through."""
+    made = (0,) * 10
+    for _ in range(depth):
+        made = (made,) * 10
+    return pickle.dumps(made, 2)[2:-1]
+
+
+HURTFUL = {
+    "more bytes than there are": b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b".",
+    "an array of bytes of any size": b"\x80\x05\x96" + (1 << 33).to_bytes(8, "little") + b".",
+    "a key that takes for ever to hash": b"\x80\x02}" + nest() + b"K\x01s.",
+    "keys that take for ever to hash": b"\x80\x02}(" + nest() + b"K\x01u.",
+    "a whole number of many digits": b"I" + b"9" * 10_000 + b"\n.",
+    "no dictionary": b"\x80\x02](K\x01e.",
+}
+
+
+def test_a_place_far_out_in_a_pickle_s_memo_costs_nothing(tmp_path):
+    """Python's reader in C makes room for all places before it."""
+    assert cifar.unpickle(b"\x80\x02}r\xfe\xff\xff\x7f.", tmp_path) == {}
+
+
+@pytest.mark.parametrize("how", HURTFUL)
+def test_a_pickle_that_was_written_to_hurt(tmp_path, how):
+    with pytest.raises(GeophoneError, match="is truncated, corrupt or not one of CIFAR's files"):
+        cifar.unpickle(HURTFUL[how], tmp_path)
+
+
+def test_labels_that_are_lists_of_lists_are_not_walked(tmp_path):
+    write_folder(tmp_path, "cifar10")
+    path = tmp_path / FOLDER["cifar10"] / "test_batch"
+    path.write_bytes(b"\x80\x02}(" + python2(b"data") + python2(np.zeros((1, 3072), np.uint8)) + python2(b"labels"))
+    path.write_bytes(path.read_bytes() + b"]" + nest() + b"au.")
+    with pytest.raises(GeophoneError, match="no pixels 'data' or no 'labels'"):
+        load(f"cifar10(root={str(tmp_path)!r})")
+
+
+def test_an_archive_that_unpacks_to_more_than_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "MOST_UNPACKED", 1 << 16)
+    write_archive(tmp_path, "cifar10")
+    with pytest.raises(GeophoneError, match="it unpacks to more than 65536 bytes"):
+        load(f"cifar10(root={str(tmp_path)!r})")

@@ -1,5 +1,8 @@
 """A user's own images: folders in the usual layouts, and `.npz` files."""
 
+import os
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -307,7 +310,14 @@ def test_npz_with_floats_is_all_test(tmp_path):
 BAD_ARRAYS = {
     "other names": ({"images": X, "labels": Y}, r"holds images, labels; allowed are x_train"),
     "no test": ({"x_train": X, "y_train": Y}, r"holds x_train, y_train; allowed are"),
-    "no labels": ({"x": X}, r"holds x; allowed are"),
+    "no training labels": ({"x_train": X, "x_test": X}, "x_train has no y_train; only the test part may be without"),
+    "labels of nothing": ({"x_test": X, "y_val": Y}, "y_val has no x_val; give the images"),
+    "a label that is an id": (
+        {"x": X, "y": Y * 10**12},
+        "labels run from 0 to 3000000000000; allowed are 0 and up, be",
+    ),
+    "long doubles": ({"x": X / np.longdouble(255), "y": Y}, "images are of the type float128; allowed are numbers of"),
+    "a matrix of names": ({"x": X, "y": Y, "classes": np.full((2, 2), "a")}, r"`classes` is <U1 \[2, 2\]; allowed is"),
     "pixels to 255": ({"x": X.astype(np.float32), "y": Y}, r"mine.npz, test part: the images run from 0 to 255"),
     "other sizes": (
         {"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y},
@@ -353,3 +363,105 @@ def test_an_npy_under_the_wrong_name(tmp_path):
     (tmp_path / "mine.npy").rename(tmp_path / "mine.npz")
     with pytest.raises(GeophoneError, match=r"not an .npz"):
         load(tmp_path / "mine.npz")
+
+
+# --- whatever Pillow reads, and what is left out
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".tga", ".WEBP", ".jp2", ".qoi"])
+def test_pictures_of_other_suffixes_are_read(tmp_path, suffix):
+    """They vanished without a word: a class of .webp beside one of .png was an empty class, or fewer images."""
+    save(tmp_path / "ant" / "0.png", picture(0, size=(16, 16)))
+    save(tmp_path / "ant" / f"1{suffix}", picture(1, size=(16, 16)))
+    data = load(tmp_path)
+    assert len(data.test) == 2
+    with Image.open(tmp_path / "ant" / f"1{suffix}") as image:
+        assert np.array_equal(pixels(data.test)[1], np.asarray(image.convert("RGB")))
+    assert data.left_out == ()
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    fill(tmp_path, ".")
+    for name in ("notes.txt", "ant/boxes.txt", "ant/scores.csv", "ant/.hidden.png", "ant/.DS_Store"):
+        (tmp_path / name).write_text("text")
+    save(tmp_path / "loose.png", picture(0))
+    save(tmp_path / "ant" / "deeper" / "0.png", picture(0))
+    data = load(tmp_path)
+    assert len(data.test) == 4
+    assert data.left_out == (
+        f"{tmp_path} has 2 files that Pillow does not read, such as ant/boxes.txt: they were left out.",
+        f"{tmp_path} has 1 image that lies in no class folder, such as loose.png: it was left out.",
+        f"{tmp_path} has 1 folder where no images are looked for, such as ant/deeper: it was left out.",
+    )
+
+
+def test_a_program_under_the_name_of_a_picture_is_not_run(tmp_path):
+    """Pillow would hand EPS to Ghostscript, whatever the file's name."""
+    fill(tmp_path, ".")
+    (tmp_path / "ant" / "0.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 5\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(GeophoneError, match=r"ant/0.png is missing, truncated or not an image \(cannot identify"):
+        load(tmp_path)
+
+
+def test_a_long_thin_picture_is_not_resized_into_all_memory(tmp_path):
+    save(tmp_path / "ant" / "0.png", picture(0, size=(60_000, 1)))
+    assert load(tmp_path).size == (1, 60_000)
+    with pytest.raises(GeophoneError, match="with size=224 it would be resized to 15360000×256 before its centre"):
+        imagefolder(tmp_path, size=224)
+
+
+@pytest.mark.parametrize(
+    "line", ["../../train/n01/0.png\tn01", "/etc/hostname\tn01", "val_0.png\t", "val_0.png\tn01\nval_0.png\tn01"]
+)
+def test_annotations_name_each_file_of_their_folder_once(tmp_path, line):
+    fill(tmp_path, "train", 4, classes=("n01",))
+    save(tmp_path / "val" / "images" / "val_0.png", picture(0))
+    (tmp_path / "val" / "val_annotations.txt").write_text(line)
+    with pytest.raises(GeophoneError, match=r"allowed are the name of a file in .*images, each once, and its class"):
+        load(tmp_path)
+
+
+# --- files that were written to hurt: sizes are checked before they are allocated, and nothing waits
+
+
+def npy(header, data=b""):
+    text = header.encode()
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text + data
+
+
+HOSTILE = {
+    "huge": ("{'descr': '|u1', 'fortran_order': False, 'shape': (1048576, 1048576, 1)}", "and it has 0"),
+    "wrapping": ("{'descr': '|u1', 'fortran_order': False, 'shape': (65536, 65536, 65536, 65536)}", "and it has 0"),
+    "negative": ("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4)}", r"has the shape \[-1, 4\]"),
+    "deep": ("(" * 9_000 + ")" * 9_000, "not an .npz of plain arrays"),
+    "objects": ("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", "never unpickled"),
+}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_header_is_believed_only_as_far_as_there_are_bytes(tmp_path, how, compression):
+    header, message = HOSTILE[how]
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+        archive.writestr("x.npy", npy(header))
+    with pytest.raises(GeophoneError, match=message) as caught:
+        load(tmp_path / "x.npz")
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    (tmp_path / "pictures" / "ant").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pictures" / "ant" / "0.png")
+    os.mkfifo(tmp_path / "x.npz")
+    (tmp_path / "loop.npz").symlink_to("loop.npz")
+    with pytest.raises(GeophoneError, match=r"ant/0.png is missing, truncated or not an image \(there is no such file"):
+        load(tmp_path / "pictures")
+    for name in ("x.npz", "loop.npz", "a" * 300 + ".npz", "~nobody-at-all/x.npz", "a\0b.npz"):
+        with pytest.raises(GeophoneError, match=r"no file at"):
+            load(str(tmp_path / name))
+    for name in ("", "a" * 300, "a" * 9_000, "/dev/zero"):
+        with pytest.raises(GeophoneError, match="unknown data set|is neither") as caught:
+            load(name)
+        assert len(str(caught.value)) < 2_000

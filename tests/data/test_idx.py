@@ -165,3 +165,27 @@ def test_the_real_fashion_mnist():
     assert data.val.y.bincount().tolist() == [500] * 10
     whole = torch.cat([data.train.x, data.val.x]).double() / 255
     assert (round(float(whole.mean()), 4), round(float(whole.std()), 4)) == (0.2860, 0.3530)  # as published
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\0\0\x08\x04" + (2**16).to_bytes(4, "big") * 4,  # the product wraps around to 0 in 64 bits
+        b"\0\0\x08\xff" + bytes(4 * 255),
+        b"\0\0\x08\x00",
+        b"\0\0\x08\x05" + bytes(20),
+        b"\0\0\x08",
+        b"",
+    ],
+)
+def test_a_header_that_no_array_has(tmp_path, header):
+    with pytest.raises(GeophoneError, match="is not a whole idx file of bytes"):
+        idx.read_idx(header, tmp_path / "x")
+
+
+def test_a_file_that_unpacks_to_more_than_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "MOST_BYTES", 1 << 20)
+    path = tmp_path / f"{idx.FILES[0]}.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 21)))
+    with pytest.raises(GeophoneError, match="has more than the 1048576 bytes that such a file has"):
+        idx.read_checked(path, "", "MNIST")

@@ -378,7 +378,7 @@ def in_other_order(split: Split) -> Batch:
         (lambda: similarity(net(0), data=images(), batch_size=3), "at least 4 images"),
         (lambda: similarity(net(0), data=images(), measures=()), "no measure"),
         (lambda: similarity(net(0), data=images(), perturbation="noise"), "not one perturbation"),
-        (lambda: similarity(Tokens(), data=images(), layers=("layer",), batch_size=16), "one row per image"),
+        (lambda: similarity(Tokens(), data=images(), layers=("layer",), batch_size=16), "first axis must be the"),
         (lambda: similarity(torch.ones(3, 2), torch.ones(3, 2)), "at least 4 rows"),
         (lambda: similarity(torch.ones(9, 2), torch.ones(8, 2)), "rows must be of the same images"),
         (lambda: similarity(torch.full((9, 2), torch.nan), torch.ones(9, 2)), "NaN"),

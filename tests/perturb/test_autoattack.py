@@ -17,9 +17,11 @@ from geophone.errors import GeophoneError
 from geophone.perturb.attacks.apgd import L1APGD, L2APGD, LinfAPGD
 from geophone.perturb.attacks.ascent import is_fooled
 from geophone.perturb.attacks.base import Attack
+from geophone.perturb.attacks.carlini_wagner import L2FMN, CarliniWagner
 from geophone.perturb.attacks.ensemble import L1AutoAttack, L2AutoAttack, LinfAutoAttack
 from geophone.perturb.attacks.fab import L1FAB, L2FAB, LinfFAB
 from geophone.perturb.attacks.losses import margin
+from geophone.perturb.attacks.norms import L2
 from geophone.perturb.attacks.square import L1Square, L2Square, LinfSquare
 from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
@@ -248,3 +250,30 @@ def test_fields_out_of_range_are_errors(kind: Any) -> None:
             kind(**{field: 0})
     with pytest.raises(GeophoneError, match=r"standard.*rand"):
         kind(version="plus")
+
+
+# The nearest example, on the same network.
+
+
+def is_as_near_as_fmn(attack: CarliniWagner, network: nn.Module, batch: Any) -> None:
+    """All images are fooled, the median ratio of distances is at most 1.02, and as many hold at half the distance."""
+    x, y, rng = batch
+    length = [L2.length(one.nearest(x, y, network, rng) - x) for one in (attack, L2FMN())]
+    assert bool((length[0] > 0).all())
+    assert (length[0] / length[1]).median().item() <= 1.02
+    eps = length[1].median().item()
+    assert abs((length[0] > eps).float().mean() - 0.5).item() <= 2.01 / len(x)
+
+
+def test_carlini_wagner_is_as_near_as_fmn(network: nn.Module, batch: Any) -> None:
+    is_as_near_as_fmn(CarliniWagner(), network, batch)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [CarliniWagner(relative=False, steps=200, searches=5, step_size=0.01, c=1.0), CarliniWagner(steps=20)],
+    ids=repr,
+)
+def test_a_mutant_of_it_is_further(mutant: CarliniWagner, network: nn.Module, batch: Any) -> None:
+    with pytest.raises(AssertionError):
+        is_as_near_as_fmn(mutant, network, batch)

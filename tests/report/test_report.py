@@ -725,7 +725,8 @@ def verdicts(*rows: dict[str, Any]) -> pl.DataFrame:
         "test": "Tested.",
         "effect": "mean difference",
     }
-    return pl.DataFrame([{**base, **row} for row in rows], schema=CLAIM_SCHEMA, orient="row")
+    made = [{**base, "alone": row["verdict"], **row} for row in rows]
+    return pl.DataFrame(made, schema=CLAIM_SCHEMA, orient="row")
 
 
 JUDGED = verdicts(
@@ -762,6 +763,17 @@ def test_claims_say_verdict_number_and_size() -> None:
     assert section.count('rowspan="3"') == 1
 
 
+def test_claims_show_what_correction_does() -> None:
+    row = {"value": 0.5, "low": 0.1, "high": 0.9, "p": 0.004, "p_holm": 0.0604}
+    page = Page(claims_section(verdicts({**row, "verdict": "not decided", "alone": "supported"})))
+    said = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "not decidedby itself: supported" in said
+    assert "p = 0.004, corrected = 0.060." in said
+    assert "corrected for how many tests" in said
+    agreed = Page(claims_section(verdicts({**row, "verdict": "supported", "p_holm": 0.02})))
+    assert "by itself:" not in agreed.text
+
+
 def test_verdicts_do_not_rest_on_colour() -> None:
     section = claims_section(JUDGED)
     for word, sign in (("supported", "✓"), ("contradicted", "✗"), ("not\N{NO-BREAK SPACE}decided", "?")):
@@ -788,7 +800,9 @@ def test_numbers_of_claims_have_two_digits_of_their_interval() -> None:
 
 def test_claims_are_escaped() -> None:
     evil = "<script>alert(1)</script>"
-    names = [name for name, kind in CLAIM_SCHEMA.items() if kind == pl.String and name not in ("verdict", "part")]
+    names = [
+        name for name, kind in CLAIM_SCHEMA.items() if kind == pl.String and name not in ("verdict", "alone", "part")
+    ]
     row = {**dict.fromkeys(names, evil), "verdict": "supported", "value": 0.5, "networks": 1, "seeds": 1}
     parts = verdicts({**row, "test": None}, {**row, "part": evil}, {**row, "part": "two"})
     page = Page(claims_section(parts))
@@ -830,16 +844,39 @@ def test_write_report(tmp_path: Path, synthetic: ModuleType) -> None:
     assert not [name for name in left if name.endswith(".tmp")]
 
 
+OTHER_KINDS = (
+    *(
+        ("seeds", 7),
+        ("jobs", '"j"'),
+        ("jobs", "[1]"),
+        ("notes", 5),
+        ("versions", "[]"),
+        ("seconds", '"x"'),
+        ("seconds", "NaN"),
+    ),
+    *(("networks", '"a"'), ("threads", "true"), ("command", "[]"), ("question", "{}"), ("started", "1")),
+)
+
+
 @pytest.mark.parametrize(
     ("provenance", "said"),
-    [(None, "it is no study's or scan's folder"), ("{", "can't be read"), ("{}", 'no "title"'), ("[]", 'no "title"')],
+    [
+        (None, "it is no study's or scan's folder"),
+        ("{", "it is no JSON"),
+        ("{}", 'no "title"'),
+        ("[]", "no JSON object"),
+        *((f'{{"title": "T", "{name}": {value}}}', f'its "{name}"') for name, value in OTHER_KINDS),
+        ("[" * 100_000, "it is no JSON"),
+        (b"\xff", "it is no JSON"),
+    ],
 )
 def test_bad_provenance_is_one_clear_error(
-    tmp_path: Path, synthetic: ModuleType, provenance: str | None, said: str
+    tmp_path: Path, synthetic: ModuleType, provenance: str | bytes | None, said: str
 ) -> None:
     tables.write(synthetic.make_table([None], [None]), tmp_path / "table" / "a.parquet")
     if provenance is not None:
-        (tmp_path / "provenance.json").write_text(provenance)
+        content = provenance if isinstance(provenance, bytes) else provenance.encode()
+        (tmp_path / "provenance.json").write_bytes(content)
     with pytest.raises(GeophoneError, match=said):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()

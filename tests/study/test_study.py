@@ -427,8 +427,13 @@ def test_a_folder_belongs_to_one_study_and_one_run(tmp_path):
         run_study(Tiny(), tmp_path, name="other")
     with pytest.raises(GeophoneError, match="the device 'tpu' cannot be used"):
         run_study(Tiny(), tmp_path, name="tiny", device="tpu")
-    with pytest.raises(GeophoneError, match="begun on cpu"):
+    with pytest.raises(GeophoneError, match="the device 'meta' cannot be used"):
         run_study(Tiny(), tmp_path, name="tiny", device="meta")
+    begun = (tmp_path / "study.json").read_text()
+    (tmp_path / "study.json").write_text(begun.replace('"cpu"', '"cuda"'))
+    with pytest.raises(GeophoneError, match="begun on cuda"):
+        run_study(Tiny(), tmp_path, name="tiny")
+    (tmp_path / "study.json").write_text(begun)
     with pytest.raises(GeophoneError, match="begun with 1 threads"):
         run_study(Tiny(), tmp_path, name="tiny", threads=2)
     with FileLock(tmp_path / ".lock"), pytest.raises(GeophoneError, match="another run is writing"):

@@ -1,19 +1,32 @@
 """The tests that decide a claim, with all that could sway them fixed before the data are seen.
 
-A test is called with the table and gives an `Outcome`. None is decided on less than its power calculation asks for.
+A test is called with the table and gives an `Outcome`. None is decided on fewer seeds than `LEAST_SEEDS` and its power
+calculation ask for.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import atanh, ceil, inf
+from math import atanh, ceil
 from typing import NamedTuple, Protocol, runtime_checkable
 from zlib import crc32
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy.stats import nct, norm, t
 
+from geophone.claims.evidence import (
+    ALPHA,
+    Array,
+    Evidence,
+    best_of_several,
+    correlated,
+    fewest_types,
+    least_of_all,
+    mean_beyond,
+    share_of_types,
+    slopes,
+    two_sided,
+)
 from geophone.claims.measures import (
     AtHalf,
     Measure,
@@ -26,42 +39,62 @@ from geophone.claims.measures import (
     measured,
 )
 from geophone.errors import GeophoneError
-from geophone.relate import cluster_weights, exchanges, permutation_p, rank_correlation
-
-Array = NDArray[np.float64]
 
 SUPPORTED, CONTRADICTED, NOT_DECIDED = "supported", "contradicted", "not decided"
 VERDICTS = (SUPPORTED, CONTRADICTED, NOT_DECIDED)
 
-ALPHA = 0.05
 LEAST_SEEDS = 5
-RESAMPLES = 2000
+"""Seeds below which no rule decides anything, whatever its power calculation says.
+
+Five is what the two-sided t-test needs to find an effect of two standard deviations with power 0.8, the default of
+every rule; the largest error rates of docs/statistics.md are measured there. With three, the t-test's power calculation
+would let effects of four standard deviations decide, and the true spread may be six times what three seeds show.
+"""
 
 
 class Outcome(NamedTuple):
     """What a test found.
 
     Attributes:
-        verdict: One of `VERDICTS`.
         effect: What the number is.
         value: The number.
         low: Lower end of its 95 % interval.
         high: Upper end.
+        supports: One-sided p-value of "the claim does not hold"; None where the test can't be judged.
+        contradicts: One-sided p-value of "the contrary does not hold".
         networks: How many went into it.
         seeds: How many seeds these have.
         needed: What the power calculation asks for.
         note: Why it is not decided, and what was left out.
     """
 
-    verdict: str
     effect: str | None = None
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    supports: float | None = None
+    contradicts: float | None = None
     networks: int | None = None
     seeds: int | None = None
     needed: str | None = None
     note: str | None = None
+
+    @property
+    def p(self) -> float | None:
+        """Twice the smaller of both one-sided p-values; None where the test can't be judged."""
+        return two_sided(Evidence(supports=self.supports, contradicts=self.contradicts))
+
+    @property
+    def side(self) -> str:
+        """The verdict that it would be, were p small enough."""
+        if self.supports is None or self.contradicts is None:
+            return NOT_DECIDED
+        return SUPPORTED if self.supports <= self.contradicts else CONTRADICTED
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of this test alone, at two-sided 5 %."""
+        return self.side if self.p is not None and self.p < ALPHA else NOT_DECIDED
 
 
 @runtime_checkable
@@ -161,21 +194,18 @@ class Correlation:
         needed = f"{need} {what} and {LEAST_SEEDS} seeds"
         enough = units >= need and seeds >= LEAST_SEEDS
         short = "" if enough else f"needs {needed}, has {units} and {seeds}"
-        outcome = Outcome(
-            NOT_DECIDED,
-            "partial ρ" if self.held else "Spearman’s ρ",
-            networks=n,
-            seeds=seeds,
-            needed=needed,
-        )
+        outcome = Outcome("partial ρ" if self.held else "Spearman’s ρ", networks=n, seeds=seeds, needed=needed)
         if n < 4 or seeds < 2:
             return outcome._replace(note=_note(short, *remarks))
         values = [rows[f"v{i}"].to_numpy() for i in range(len(found))]
         rng = np.random.default_rng(crc32(str(self).encode()))
-        rho, low, high, p = correlated(*values, seeds=rows["seed"].to_list(), recipes=rows["recipe"].to_list(), rng=rng)
-        why = _undecidable(rho, low, p, kinds)
-        verdict = _side(low, high, self.sign) if enough and not why else NOT_DECIDED
-        return outcome._replace(verdict=verdict, value=rho, low=low, high=high, note=_note(short, why, *remarks))
+        names = rows["recipe"].to_list()
+        evidence, p = correlated(*values, sign=self.sign, seeds=rows["seed"].to_list(), recipes=names, rng=rng)
+        note = _note(short, evidence.why or _by_chance(p, kinds), *remarks)
+        outcome = outcome._replace(value=evidence.value, low=evidence.low, high=evidence.high, note=note)
+        if not enough:
+            return outcome
+        return outcome._replace(supports=evidence.supports, contradicts=evidence.contradicts)
 
 
 def least_rho(recipes: int) -> float:
@@ -190,42 +220,14 @@ def least_rho(recipes: int) -> float:
     return quantile / (recipes - 2 + quantile**2) ** 0.5
 
 
-def _undecidable(rho: float | None, low: float | None, p: float | None, recipes: int) -> str:
+def _by_chance(p: float | None, recipes: int) -> str:
     """What keeps a correlation from being decided, whatever its interval; empty if nothing does."""
-    if rho is None:
-        return "a measure is the same in all networks, or is fixed by the one held"
-    if low is None:
-        return "ρ is undefined in over 5 % of the resamples"
-    if p is None:
-        return "no p: no two recipes have equally many networks to exchange"
-    if p < ALPHA:
+    if p is None or p < ALPHA:
         return ""
     return (
         f"exchanging whole recipes gives as much by chance (p = {p:.3f}); where networks of a recipe are alike, "
         f"{recipes} recipes decide no |ρ| below about {least_rho(recipes):.2f}"
     )
-
-
-def correlated(
-    x: Array,
-    y: Array,
-    held: Array | None = None,
-    *,
-    seeds: Sequence[int],
-    recipes: Sequence[str],
-    rng: np.random.Generator,
-) -> tuple[float | None, float | None, float | None, float | None]:
-    """Rho, its interval and the p-value of exchanging recipes, with networks in the order of recipe and seed."""
-    rho = float(rank_correlation(x, y, held)[0])
-    if np.isnan(rho):
-        return None, None, None, None
-    drawn = rank_correlation(x, y, held, cluster_weights(seeds, RESAMPLES, rng))
-    low = high = None
-    if np.isnan(drawn).mean() <= 0.05:
-        low, high = (float(q) for q in np.nanquantile(drawn, [ALPHA / 2, 1 - ALPHA / 2]))
-    blocks = recipes if len(set(recipes)) > 1 else range(len(x))
-    orders = exchanges(blocks, RESAMPLES, rng)
-    return rho, low, high, None if orders is None else permutation_p(x, y, held, orders)
 
 
 @dataclass(frozen=True)
@@ -298,16 +300,76 @@ class Difference:
             for f in found
         ]
         difference = means[0]["value"] if self.b is None else means[0]["value"] - means[1]["value"]
-        value, low, high = student(difference.to_numpy())
-        need = seeds_needed(self.effect, self.power)
         return _over_seeds(
-            _side(low, high, self.sign, self.threshold),
+            mean_beyond(difference.to_numpy(), self.sign, self.threshold),
             "mean" if self.b is None else "mean difference",
-            (value, low, high),
             both.filter(pl.col("seed").is_in(seeds))["job"].n_unique(),
             len(seeds),
-            need,
+            seeds_needed(self.effect, self.power),
             _remarks(table, [measure for measure, _ in sides], found),
+        )
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """a changes more with x than b does: its slope on x is larger (sign +1) or smaller (−1), paired within seeds.
+
+    In each seed the slope of a − b on x over the recipes is taken, by least squares, which is the slope of a less that
+    of b; the interval is Student's t over seeds. The recipes are taken as they are: it is not asked what others, in
+    other steps of x, would give. A seed in which one of the networks has no value is left out.
+
+    Attributes:
+        x: What both change with.
+        a: What is claimed to have the larger slope, for sign +1.
+        b: What it is compared with, in the same unit.
+        sign: The claimed side of slope of a less slope of b.
+        among: Recipes, by name or shell pattern; at least three.
+        effect: The difference of slopes, in standard deviations over seeds, that must be found with this power.
+        power: In (0, 1).
+
+    Raises:
+        GeophoneError: as in `Difference`.
+    """
+
+    x: Measure
+    a: Measure
+    b: Measure
+    sign: int
+    among: str | tuple[str, ...]
+    effect: float = 2.0
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check(self.sign, self.power, self.effect)
+
+    def __str__(self) -> str:
+        return (
+            f"The slope of {self.a} on {self.x}, less that of {self.b}, over {listed(self.among)}, "
+            f"is {_words(self.sign, 'above', 'below')} 0."
+        )
+
+    def __call__(self, table: pl.DataFrame) -> Outcome:
+        """Compare slopes over the seeds that have all of the networks."""
+        recipes = matching(as_tuple(self.among), table)
+        if len(recipes) < 3:
+            raise NoRows(f"no rows for a third recipe of {listed(self.among)}: a slope needs three")
+        measures = [self.x, self.a, self.b]
+        grids = [_matrix(table, measure, recipes) for measure in measures]
+        found = [rows for rows, _, _ in grids]
+        seeds = [seed for seed in grids[0][2] if all(seed in complete for _, _, complete in grids)]
+        x, a, b = (values[[complete.index(seed) for seed in seeds]] for _, values, complete in grids)
+        slope = slopes(x, a - b)
+        if slope is None:
+            made = Evidence(why=f"{self.x} is the same in all recipes of a seed")
+        else:
+            made = mean_beyond(slope, self.sign)
+        return _over_seeds(
+            made,
+            "slope less slope",
+            x.size,
+            len(seeds),
+            seeds_needed(self.effect, self.power),
+            _remarks(table, measures, found),
         )
 
 
@@ -315,16 +377,17 @@ class Difference:
 class Increasing:
     """The measure rises (sign +1) or falls (−1) at every step from each recipe to the next.
 
-    Steps are differences paired within seeds, over the seeds that have all of the recipes. Their Student t intervals
-    are simultaneous: 95 % for all together, by Bonferroni. Supported: all on the claimed side. Contradicted: one wholly
-    on the other. The number given is the least favourable step, whose interval reaches least far to the claimed side.
+    Steps are differences paired within seeds, over the seeds that have all of the recipes, each with a Student t-test.
+    All of them must rise, so the p-value for the claim is the largest of theirs; one that falls is enough against it,
+    so that p-value is the smallest, times their number. The number given is the least favourable step; see
+    `least_of_all` for its interval, which lies wholly on one side of 0 just where the test is decided.
 
     Attributes:
         measure: What is measured.
         recipes: Names in the claimed order, at least two.
         sign: The claimed direction.
         effect: The step, in its standard deviations over seeds, that must be found with this power.
-        power: Of each step at the corrected level, in (0, 1).
+        power: Of each step, in (0, 1).
 
     Raises:
         GeophoneError: fewer than two recipes, or as in `Difference`.
@@ -350,20 +413,14 @@ class Increasing:
 
     def __call__(self, table: pl.DataFrame) -> Outcome:
         """Compare each recipe with the next."""
-        found, values = _matrix(table, self.measure, self.recipes)
-        alpha = ALPHA / (len(self.recipes) - 1)
-        steps = [student(step, alpha) for step in np.diff(values, axis=1).T]
-        sides = [_side(low, high, self.sign) for _, low, high in steps]
-        verdict = next((s for s in (CONTRADICTED, NOT_DECIDED) if s in sides), SUPPORTED)
-        end = -1 if verdict == CONTRADICTED else 0
-        worst = min(range(len(steps)), key=lambda i: _ends(steps[i], self.sign)[end])
+        found, values, seeds = _matrix(table, self.measure, self.recipes)
+        steps = least_of_all(np.diff(values, axis=1), self.sign)
         return _over_seeds(
-            verdict,
-            f"least favourable step, {self.recipes[worst]} to {self.recipes[worst + 1]}",
-            steps[worst],
+            steps,
+            f"least favourable step, {self.recipes[steps.place]} to {self.recipes[steps.place + 1]}",
             values.size,
-            len(values),
-            seeds_needed(self.effect, self.power, alpha),
+            len(seeds),
+            seeds_needed(self.effect, self.power),
             _remarks(table, [self.measure], [found]),
         )
 
@@ -372,9 +429,10 @@ class Increasing:
 class Best:
     """One of the candidates is better than the reference: higher (sign +1) or lower (−1).
 
-    The best is chosen after looking, so the Student t intervals of candidate − reference, paired within seeds, are
-    simultaneous over all candidates, by Bonferroni. Supported: that of some candidate is wholly on the claimed side.
-    Contradicted: all are wholly on the other. It is not asked whether a recipe that is no candidate is better still.
+    Each difference candidate − reference, paired within seeds, has a Student t-test. The best is chosen after looking,
+    so the p-value for the claim is the smallest of theirs times their number; against it, all must be worse, so that
+    p-value is the largest. The number given is the best; see `best_of_several` for its interval. It is not asked
+    whether a recipe that is no candidate is better still.
 
     Attributes:
         measure: What is measured.
@@ -409,23 +467,14 @@ class Best:
         candidates = [name for name in matching(as_tuple(self.candidates), table) if name != self.reference]
         if not candidates:
             raise NoRows(f"no rows for a candidate other than {self.reference}")
-        found, values = _matrix(table, self.measure, [*candidates, self.reference])
-        alpha = ALPHA / len(candidates)
-        compared = [student(values[:, i] - values[:, -1], alpha) for i in range(len(candidates))]
-        sides = [_side(low, high, self.sign) for _, low, high in compared]
-        if SUPPORTED in sides:
-            verdict = SUPPORTED
-        else:
-            verdict = NOT_DECIDED if NOT_DECIDED in sides else CONTRADICTED
-        by = 0 if verdict == SUPPORTED else 1
-        best = max(range(len(candidates)), key=lambda i: _ends(compared[i], self.sign)[by])
+        found, values, seeds = _matrix(table, self.measure, [*candidates, self.reference])
+        best = best_of_several(values[:, :-1] - values[:, -1:], self.sign)
         return _over_seeds(
-            verdict,
-            f"{candidates[best]} less {self.reference}, best of {len(candidates)}",
-            compared[best],
+            best,
+            f"{candidates[best.place]} less {self.reference}, best of {len(candidates)}",
             values.size,
-            len(values),
-            seeds_needed(self.effect, self.power, alpha),
+            len(seeds),
+            seeds_needed(self.effect, self.power, ALPHA / len(candidates)),
             _remarks(table, [self.measure], [found]),
         )
 
@@ -434,12 +483,11 @@ class Best:
 class Types:
     """In more than a share of the perturbation types, a recipe is better than another: higher (sign +1) or lower (−1).
 
-    It is better in a type where the mean over seeds of the paired difference is on the claimed side. The interval is
-    that of the share when all mean differences are drawn together, 2000 times, from Student's t over seeds: each type
-    has its own t distribution, and the types go together as they did over the seeds. (Drawing seeds with replacement
-    would do the same for many seeds; of 5 it makes intervals that are too narrow.) It is extended to hold the share
-    itself. Supported: wholly above `at_least`. Contradicted: wholly below. The types are these; what others would give
-    is not in the interval.
+    The mean over seeds of the paired difference in a type has a one-sided t-test to either side, and Holm's step-down
+    over all types bounds how many lie on the claimed side, and how many on the other: the interval is that of the share
+    on the claimed side, 95 % whatever the dependence between types (`share_of_types`). Supported: wholly above
+    `at_least`. Contradicted: wholly below. So a type counts only where its own difference is clear; types whose
+    difference is near 0 leave the claim open. The types are these; what others would give is not in the interval.
 
     Attributes:
         measure: What is measured, under perturbations.
@@ -448,7 +496,7 @@ class Types:
         sign: Which side is better.
         at_least: The share, in [0, 1).
         effect: The difference, in its standard deviations over seeds, that must be found with this power in one type.
-        power: In (0, 1).
+        power: Of one type at the level to which Holm's procedure has come when the claim is decided, in (0, 1).
 
     Raises:
         GeophoneError: a share outside of [0, 1), or as in `Difference`.
@@ -481,83 +529,30 @@ class Types:
         a, b = (rows.filter(pl.col("recipe") == r).sort("perturbation", "seed") for r in (self.recipe, self.against))
         types = found["perturbation"].n_unique()
         differences = (a["value"] - b["value"]).to_numpy().reshape(types, len(seeds)).T
-        rng = np.random.default_rng(crc32(str(self).encode()))
-        value, low, high = share(self.sign * differences, rng)
-        verdict = NOT_DECIDED
-        if low is not None and high is not None:
-            verdict = SUPPORTED if low > self.at_least else CONTRADICTED if high < self.at_least else NOT_DECIDED
-        what = "share of types" if value is None else f"share of types: {round(value * types)} of {types}"
-        need = seeds_needed(self.effect, self.power)
+        made = share_of_types(self.sign * differences, self.at_least)
+        what = "share of types" if made.value is None else f"share of types: {round(made.value * types)} of {types}"
+        need = seeds_needed(self.effect, self.power, ALPHA / (types + 1 - fewest_types(self.at_least, types)))
         remarks = _remarks(table, [self.measure], [found])
-        return _over_seeds(verdict, what, (value, low, high), rows["job"].n_unique(), len(seeds), need, remarks)
+        return _over_seeds(made, what, rows["job"].n_unique(), len(seeds), need, remarks)
 
 
-def share(differences: Array, rng: np.random.Generator) -> tuple[float | None, float | None, float | None]:
-    """Share of types `[seeds, types]` with a mean above 0, and its interval as in `Types`."""
-    n = len(differences)
-    if n == 0:
-        return None, None, None
-    means = differences.mean(axis=0)
-    value = float((means > 0).mean())
-    if n == 1:
-        return value, None, None
-    # Weights z of the centred seeds give a mean difference the variance s²/n, the root of chi-square over its degrees
-    # of freedom makes it Student's.
-    z = rng.normal(size=(RESAMPLES, n)) / np.sqrt(n * rng.chisquare(n - 1, size=(RESAMPLES, 1)))
-    drawn = ((means + z @ (differences - means)) > 0).mean(axis=1)
-    low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])
-    return value, min(float(low), value), max(float(high), value)
-
-
-def student(differences: Array, alpha: float = ALPHA) -> tuple[float | None, float | None, float | None]:
-    """Mean with its two-sided Student t interval; no interval from one difference, nothing from none."""
-    n = len(differences)
-    if n == 0:
-        return None, None, None
-    value = float(differences.mean())
-    if n == 1:
-        return value, None, None
-    half = float(t.ppf(1 - alpha / 2, n - 1) * differences.std(ddof=1) / n**0.5)
-    return value, value - half, value + half
-
-
-def _side(low: float | None, high: float | None, sign: int, threshold: float = 0.0) -> str:
-    """The verdict of an interval: on which side of the threshold it lies."""
-    if low is None or high is None or low <= threshold <= high:
-        return NOT_DECIDED
-    return SUPPORTED if (low > threshold) == (sign > 0) else CONTRADICTED
-
-
-def _ends(interval: tuple[float | None, float | None, float | None], sign: int) -> tuple[float, float]:
-    """The ends of an interval seen from the claimed side: the less and the more favourable one."""
-    _, low, high = interval
-    if low is None or high is None:
-        return -inf, -inf
-    return (low, high) if sign > 0 else (-high, -low)
-
-
-def _over_seeds(
-    verdict: str,
-    effect: str,
-    interval: tuple[float | None, float | None, float | None],
-    networks: int,
-    seeds: int,
-    need: int,
-    remarks: Iterable[str],
-) -> Outcome:
-    """The outcome of a test over seeds, not decided where these are too few."""
+def _over_seeds(found: Evidence, effect: str, networks: int, seeds: int, need: int, remarks: Iterable[str]) -> Outcome:
+    """The outcome of a test over seeds, without p-values where these are too few."""
+    need = max(LEAST_SEEDS, need)
     short = f"needs {need} seeds, has {seeds}" if seeds < need else ""
-    verdict = NOT_DECIDED if short else verdict
-    return Outcome(verdict, effect, *interval, networks, seeds, f"{need} seeds", _note(short, *remarks))
+    supports, contradicts = (None, None) if short else (found.supports, found.contradicts)
+    note = _note(short, found.why, *remarks)
+    numbers = (found.value, found.low, found.high, supports, contradicts)
+    return Outcome(effect, *numbers, networks, seeds, f"{need} seeds", note)
 
 
-def _matrix(table: pl.DataFrame, measure: Measure, recipes: Sequence[str]) -> tuple[pl.DataFrame, Array]:
-    """The measure of each network, and as `[seeds, recipes]` over the seeds that have all of the recipes."""
+def _matrix(table: pl.DataFrame, measure: Measure, recipes: Sequence[str]) -> tuple[pl.DataFrame, Array, list[int]]:
+    """The measure of each network; as `[seeds, recipes]` over the seeds that have all of the recipes; these seeds."""
     found = measured(table, measure, _named(recipes, table))
     seeds = _complete(found)
     values = {(recipe, seed): value for recipe, seed, value in found.select("recipe", "seed", "value").iter_rows()}
     grid = [[values[recipe, seed] for recipe in recipes] for seed in seeds]
-    return found, np.array(grid, dtype=np.float64).reshape(len(seeds), len(recipes))
+    return found, np.array(grid, dtype=np.float64).reshape(len(seeds), len(recipes)), seeds
 
 
 def _named(recipes: Sequence[str], table: pl.DataFrame) -> Sequence[str]:

@@ -1,12 +1,17 @@
 """Data by name or path."""
 
 import inspect
+import os
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args
 
+import numpy as np
+from torch import Tensor
+
 from geophone.data.arrays import npz
 from geophone.data.folders import imagefolder
+from geophone.data.places import called
 from geophone.data.split import ImageData, Split, make_split
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import DATASETS, parse_call
@@ -38,14 +43,18 @@ def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageDa
     if isinstance(name_or_path, str) and name_or_path.partition("(")[0].strip() in DATASETS:
         _check_types(name_or_path)
         return DATASETS.build(name_or_path) if root is None else DATASETS.build(name_or_path, root=root)
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name_or_path))
+    if name_or_path and os.path.isdir(path):
         return imagefolder(path)
     if path.suffix == ".npz":
         return npz(path)
-    if path.exists():
-        raise GeophoneError(f"{path} is neither an .npz file nor a folder of images; give one of these, or a name.")
-    raise unknown("data set", str(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images.")
+    if name_or_path and os.path.exists(path):
+        raise GeophoneError(
+            f"{called(path)} is neither an .npz file nor a folder of images; give one of these, or a name."
+        )
+    raise unknown(
+        "data set", called(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images."
+    )
 
 
 def _check_types(text: str) -> None:
@@ -65,8 +74,9 @@ def as_split(data: Any, classes: int | None = None) -> Split:
     """Checked examples from whatever a user has.
 
     Args:
-        data: A split; a data set, or the name or path of one (its test part); or a pair of images and labels, tensors
-            or arrays: uint8 or floats in [0, 1], `[n, c, h, w]`, `[n, h, w]` or `[n, h, w, c]`, and integers `[n]`.
+        data: A split; a data set, or the name or path of one (its test part); a pair of images and labels, tensors
+            or arrays: uint8 or floats in [0, 1], `[n, c, h, w]`, `[n, h, w]` or `[n, h, w, c]`, and integers `[n]`;
+            or images alone, whose labels are then absent.
         classes: How many classes the network has, if known: labels must be below.
 
     Raises:
@@ -76,13 +86,20 @@ def as_split(data: Any, classes: int | None = None) -> Split:
     if isinstance(data, str | Path):
         data = load(data)
     if isinstance(data, ImageData):
-        return make_split(data.test.x, data.test.y, f"{data.name}, test part", data.test.index, classes)
+        return _checked(data.test, f"{data.name}, test part", classes)
     if isinstance(data, Split):
-        return make_split(data.x, data.y, "the split", data.index, classes)
+        return _checked(data, "the split", classes)
     if isinstance(data, tuple | list) and len(data) == 2:
         x, y = data
         return make_split(x, y, "the data", classes=classes)
+    if isinstance(data, Tensor | np.ndarray):
+        return make_split(data, None, "the data")
     raise GeophoneError(
         f"data of the type {type(data).__name__} can't be read; "
-        "allowed are a data set's name or path, an ImageData, a Split, or a pair (images, labels)."
+        "allowed are a data set's name or path, an ImageData, a Split, a pair (images, labels), or images."
     )
+
+
+def _checked(split: Split, where: str, classes: int | None) -> Split:
+    y = split.y if split.labelled else None
+    return make_split(split.x, y, where, split.index, classes, split.outputs)

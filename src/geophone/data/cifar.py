@@ -1,14 +1,14 @@
 """CIFAR-10 and CIFAR-100: the original Python archives, packed or unpacked, read without running what is in them."""
 
 import gzip
+import os
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,21 @@ class CifarSet:
     names: bytes
     classes: int
 
+
+MOST_BYTES = 1 << 28
+"""Of one file: the largest, CIFAR-100's train, has 155,249,918."""
+MOST_UNPACKED = 1 << 28
+"""Of one archive: all of its files have 186 million."""
+
+_OPCODES = {
+    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE),
+    *(pickle.BUILD, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET),
+    *(pickle.LONG_BINGET, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.NONE, pickle.NEWTRUE),
+    *(pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1),
+    *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.UNICODE, pickle.BINUNICODE),
+    *(pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+}
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 
@@ -109,7 +124,7 @@ def _load(name: str, fixed: CifarSet, root: Path | str | None) -> ImageData:
     meta = unpickle(files[fixed.meta], source / fixed.meta)
     try:
         classes = tuple(str(label, "utf-8") for label in meta[fixed.names])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise _broken(source / fixed.meta, f"no list '{fixed.names.decode()}'") from None
     train, test = (_split(fixed, part, files, source) for part in (fixed.train, fixed.test))
     return assemble(name, classes, test, train)
@@ -120,9 +135,9 @@ def _find(fixed: CifarSet, root: Path | str | None) -> tuple[Path, dict[str, byt
     wanted = (*fixed.train, *fixed.test, fixed.meta)
     for base in places.candidates((), root):
         for folder in (base / fixed.folder, base):
-            if all((folder / file).is_file() for file in wanted):
-                return folder, {file: places.read_bytes(folder / file) for file in wanted}
-        if (base / fixed.archive).is_file():
+            if all(os.path.isfile(folder / file) for file in wanted):
+                return folder, {file: places.read_bytes(folder / file, MOST_BYTES) for file in wanted}
+        if os.path.isfile(base / fixed.archive):
             return base / fixed.archive, read_archive(base / fixed.archive, fixed.folder, wanted)
     looked_for = f"{fixed.archive} or {fixed.folder}/"
     url = URL + fixed.archive
@@ -134,25 +149,44 @@ def read_archive(path: Path, folder: str, wanted: tuple[str, ...]) -> dict[str, 
     """The content of files of one folder of a tar.gz, read in one pass; nothing is unpacked to disk.
 
     Raises:
-        GeophoneError: the archive is truncated or corrupt, or lacks a file.
+        GeophoneError: the archive is truncated or corrupt, too large, or lacks a file.
     """
     files = {}
     try:
-        with gzip.open(path) as stream:
+        with gzip.open(path) as packed:
+            stream: Any = _Bounded(packed, MOST_UNPACKED)
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     place, _, file = member.name.removeprefix("./").partition("/")
-                    content = archive.extractfile(member) if place == folder and file in wanted else None
+                    if place != folder or file not in wanted or not member.isreg() or member.issparse():
+                        continue
+                    if member.size > MOST_BYTES:
+                        raise OSError(f"{file} has {member.size} bytes, and none of them has more than {MOST_BYTES}")
+                    content = archive.extractfile(member)
                     if content:
                         files[file] = content.read()
             while stream.read(1 << 20):  # gzip compares its checksum at the end, which tar does not read
                 pass
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise _broken(path, str(error)) from None
+    except Exception as error:  # a corrupt archive can raise anything
+        raise _broken(path, places.reason(error)) from None
     missing = [file for file in wanted if file not in files]
     if missing:
         raise _broken(path, f"{folder}/{missing[0]} is not in it")
     return files
+
+
+class _Bounded:
+    """A stream that may not give more bytes than a bound: a small archive can unpack to any size."""
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self.stream, self.left = stream, most
+
+    def read(self, size: int) -> bytes:
+        content: bytes = self.stream.read(min(size, self.left + 1))
+        self.left -= len(content)
+        if self.left < 0:
+            raise OSError(f"it unpacks to more than {MOST_UNPACKED} bytes")
+        return content
 
 
 def _split(fixed: CifarSet, part: tuple[str, ...], files: dict[str, bytes], source: Path) -> Split:
@@ -161,8 +195,10 @@ def _split(fixed: CifarSet, part: tuple[str, ...], files: dict[str, bytes], sour
         batch = unpickle(files[file], source / file)
         try:
             images.append(batch[b"data"].reshape(-1, 3, 32, 32))
-            labels.append(np.array(batch[fixed.labels]))
-        except (KeyError, TypeError, AttributeError, ValueError):
+            if not all(type(label) is int for label in batch[fixed.labels]):  # a list of lists can be of any size
+                raise TypeError
+            labels.append(np.array(batch[fixed.labels], np.int64))
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
             raise _broken(source / file, f"no pixels 'data' or no '{fixed.labels.decode()}'") from None
     where = f"{source}, {' '.join(part)}"
     return make_split(np.concatenate(images), np.concatenate(labels), where, classes=fixed.classes)
@@ -182,12 +218,22 @@ def unpickle(data: bytes, path: Path) -> dict[bytes, Any]:
         return {key: value.array() if isinstance(value, _Array) else value for key, value in content.items()}
     except GeophoneError:
         raise
+    except KeyError:
+        raise _broken(path, "it is no dictionary of plain lists and arrays") from None
     except Exception as error:  # a corrupt pickle can raise anything
-        raise _broken(path, f"{type(error).__name__}: {error}") from None
+        raise _broken(path, f"{type(error).__name__}: {places.reason(error)}") from None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the three names that NumPy's arrays are pickled under, and stands in for each of them."""
+class _Unpickler(pickle._Unpickler):  # Python's own; the one in C allocates whatever size a pickle names
+    """Knows the three names that NumPy's arrays are pickled under, and stands in for each of them.
+
+    It reads the opcodes of dictionaries, lists, text, bytes, integers and arrays, and dictionaries whose keys are text:
+    hashing a tuple of tuples of tuples can take for ever.
+    """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(BytesIO(data), encoding="bytes")
@@ -201,6 +247,34 @@ class _Unpickler(pickle.Unpickler):
             )
         return _STAND_INS[f"{module}.{name}"]
 
+    def set_item(self) -> None:
+        """SETITEM: the value and the key above a dictionary."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_text(key)] = value
+
+    def set_items(self) -> None:
+        """SETITEMS: all keys and values above the mark."""
+        items = self.pop_mark()
+        self.stack[-1].update({_text(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+
+    def dictionary(self) -> None:
+        """DICT: a dictionary of all keys and values above the mark."""
+        items = self.pop_mark()
+        self.append({_text(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{code: read for code, read in pickle._Unpickler.dispatch.items() if bytes([code]) in _OPCODES},
+        pickle.SETITEM[0]: set_item,
+        pickle.SETITEMS[0]: set_items,
+        pickle.DICT[0]: dictionary,
+    }
+
+
+def _text(key: Any) -> str | bytes:
+    if not isinstance(key, str | bytes):
+        raise ValueError(f"a key of the type {type(key).__name__}")
+    return key
+
 
 class _Array:
     """What a pickle says about an array."""
@@ -213,8 +287,8 @@ class _Array:
 
     def array(self) -> np.ndarray:
         _, shape, dtype, fortran, content = self.state
-        if dtype.code not in (b"u1", b"|u1"):
-            raise ValueError(f"an array of {dtype.code!r}")
+        if not isinstance(dtype, _Type) or dtype.code not in (b"u1", b"|u1"):
+            raise ValueError("an array of something else than bytes")
         return np.frombuffer(content, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -237,5 +311,6 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 
 def _broken(path: Path, reason: str) -> GeophoneError:
     return GeophoneError(
-        f"{path} is truncated, corrupt or not one of CIFAR's files ({reason}). Delete it and get it again."
+        f"{places.called(path)} is truncated, corrupt or not one of CIFAR's files ({reason}). "
+        "Delete it and get it again."
     )

@@ -1,14 +1,15 @@
 """The published corrupted test sets: CIFAR-10-C and CIFAR-100-C (arrays), Tiny-ImageNet-C and ImageNet-C (folders)."""
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geophone.data import places
 from geophone.data.folders import imagefolder
+from geophone.data.npy import map_npy
 from geophone.data.split import ImageData, assemble, make_split
 from geophone.errors import GeophoneError, unknown
 from geophone.registry import DATASETS
@@ -94,7 +95,11 @@ def cifar100_c(root: Path | str | None = None, corruption: str = "gaussian_noise
 
 @DATASETS.register
 def tiny_imagenet_c(
-    root: Path | str | None = None, corruption: str = "gaussian_noise", severity: int = 1, size: int | None = None
+    root: Path | str | None = None,
+    corruption: str = "gaussian_noise",
+    severity: int = 1,
+    size: int | None = None,
+    classes: Path | str | Sequence[str] | None = None,
 ) -> ImageData:
     """Tiny-ImageNet-C: 64×64 colour photographs of 200 classes under one published corruption at one of 5 severities.
 
@@ -106,6 +111,7 @@ def tiny_imagenet_c(
         corruption: The name of a folder in it.
         severity: 1 to 5.
         size: As in `imagefolder`; the published images need none.
+        classes: As in `imagefolder`, where the network's outputs are not the folders in their sorted order.
 
     Raises:
         GeophoneError: not found, no such corruption or severity, or as `imagefolder`.
@@ -113,12 +119,16 @@ def tiny_imagenet_c(
     References:
         Hendrycks & Dietterich 2019, arXiv:1903.12261; Zenodo record 2536630.
     """
-    return _imagenet_c("tiny_imagenet_c", TINY_IMAGENET_C, root, corruption, severity, size)
+    return _imagenet_c("tiny_imagenet_c", TINY_IMAGENET_C, root, corruption, severity, size, classes)
 
 
 @DATASETS.register
 def imagenet_c(
-    root: Path | str | None = None, corruption: str = "gaussian_noise", severity: int = 1, size: int | None = None
+    root: Path | str | None = None,
+    corruption: str = "gaussian_noise",
+    severity: int = 1,
+    size: int | None = None,
+    classes: Path | str | Sequence[str] | None = None,
 ) -> ImageData:
     """ImageNet-C: 224×224 colour photographs of 1,000 classes under one published corruption at one of 5 severities.
 
@@ -130,6 +140,7 @@ def imagenet_c(
         corruption: The name of a folder in it.
         severity: 1 to 5.
         size: As in `imagefolder`; the published images are cropped to 224×224 already and need none.
+        classes: As in `imagefolder`, where the network's outputs are not the folders in their sorted order.
 
     Raises:
         GeophoneError: not found, no such corruption or severity, or as `imagefolder`.
@@ -137,7 +148,7 @@ def imagenet_c(
     References:
         Hendrycks & Dietterich 2019, arXiv:1903.12261; Zenodo record 2235448.
     """
-    return _imagenet_c("imagenet_c", IMAGENET_C, root, corruption, severity, size)
+    return _imagenet_c("imagenet_c", IMAGENET_C, root, corruption, severity, size, classes)
 
 
 def _cifar_c(
@@ -151,7 +162,7 @@ def _cifar_c(
     folder = _find(fixed, root)
     _check(folder, corruption, {file.stem for file in folder.glob("*.npy")} - {"labels"}, severity)
     path, labels_path = folder / f"{corruption}.npy", folder / "labels.npy"
-    images, labels = _mapped(path), _mapped(labels_path)
+    images, labels = map_npy(path), map_npy(labels_path)
     if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or len(images) % 5 or not len(images):
         raise GeophoneError(
             f"{path} holds {images.dtype} {list(images.shape)}; allowed is uint8 [5n, 32, 32, 3], n images for each of "
@@ -169,17 +180,23 @@ def _cifar_c(
 
 
 def _imagenet_c(
-    name: str, fixed: CorruptedSet, root: Path | str | None, corruption: str, severity: int, size: int | None
+    name: str,
+    fixed: CorruptedSet,
+    root: Path | str | None,
+    corruption: str,
+    severity: int,
+    size: int | None,
+    classes: Path | str | Sequence[str] | None,
 ) -> ImageData:
     folder = _find(fixed, root)
     _check(folder, corruption, {place.parent.name for place in folder.glob(fixed.sign)}, severity)
-    data = imagefolder(folder / corruption / str(severity), size)
+    data = imagefolder(folder / corruption / str(severity), size, classes)
     return replace(data, name=_code(name, corruption, severity))
 
 
 def _find(fixed: CorruptedSet, root: Path | str | None) -> Path:
     """The first folder on the search path that bears the set's name, or `root` itself, and holds what it should."""
-    given = Path(root).expanduser() if root else None
+    given = Path(os.path.expanduser(root)) if root else None
     for folder in places.candidates((fixed.folder,), root):
         meant = folder.name == fixed.folder or (folder == given and folder.name not in FOLDERS)
         if meant and any(folder.glob(fixed.sign)):
@@ -201,15 +218,3 @@ def _check(folder: Path, corruption: str, there: Collection[str], severity: int)
 
 def _code(name: str, corruption: str, severity: int) -> str:
     return f"{name}(corruption={corruption!r}, severity={severity})"
-
-
-def _mapped(path: Path) -> NDArray[np.generic]:
-    """An `.npy` file as an array whose rows are read when they are used."""
-    if not path.is_file():
-        raise GeophoneError(f"no file at {path}. It belongs to the set: get it from the same archive.")
-    try:
-        return np.lib.format.open_memmap(path, mode="r")  # which takes no Python objects
-    except (OSError, EOFError, ValueError, OverflowError, TypeError) as error:
-        raise GeophoneError(
-            f"{path} is truncated, corrupt or not an .npy of plain numbers ({error}). Get it again."
-        ) from None

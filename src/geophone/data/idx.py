@@ -1,6 +1,8 @@
 """MNIST and Fashion-MNIST: the idx files, plain or gzipped."""
 
 import hashlib
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,11 @@ FILES = (
     *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
+
+
+MOST_AXES = 4
+MOST_BYTES = 1 << 26
+"""Of one of the four files, decompressed: the largest has 47,040,016."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +121,18 @@ def mnist(root: Path | str | None = None) -> ImageData:
 
 def read_idx(data: bytes, path: Path) -> NDArray[np.uint8]:
     """The array of an idx file's (decompressed) bytes: 0, 0, 8 (uint8), number of axes, big-endian sizes, values."""
-    header = 4 + 4 * data[3] if len(data) > 3 else 4
-    shape = np.frombuffer(data[4:header], dtype=">u4") if data[:3] == b"\0\0\x08" and len(data) >= header else None
-    if shape is None or len(data) - header != int(shape.prod(dtype=np.int64)):
+    axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
+    header = 4 + 4 * axes
+    shape = [int(side) for side in np.frombuffer(data[4:header], dtype=">u4")] if len(data) >= header else []
+    # Python's own product, which does not wrap around: four sides of 2^16 are not 0 bytes.
+    if not 1 <= axes <= MOST_AXES or len(data) - header != math.prod(shape):
         raise GeophoneError(f"{path} is not a whole idx file of bytes. Delete it and get it again.")
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape.astype(int))
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 
 
 def read_checked(path: Path, sha256: str, title: str) -> NDArray[np.uint8]:
     """The array of one of the four files, whose decompressed content must be the published one."""
-    data = places.read_bytes(path)
+    data = places.read_bytes(path, MOST_BYTES)
     array = read_idx(data, path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise GeophoneError(
@@ -149,10 +158,10 @@ def _load(name: str, root: Path | str | None) -> ImageData:
 
 def _find(folder: Path) -> dict[str, Path]:
     """Which of the four files are in a folder, and where; a plain file goes before a gzipped one."""
-    return {file: path for file in FILES for path in (folder / f"{file}.gz", folder / file) if path.is_file()}
+    return {file: path for file in FILES for path in (folder / f"{file}.gz", folder / file) if os.path.isfile(path)}
 
 
 def _is_another(name: str, paths: dict[str, Path]) -> bool:
     """Is this another set, whose files have the same names? Told by the test labels, the smallest file."""
-    labels = hashlib.sha256(places.read_bytes(paths[FILES[3]])).hexdigest()
+    labels = hashlib.sha256(places.read_bytes(paths[FILES[3]], MOST_BYTES)).hexdigest()
     return labels in {other.sha256[3] for key, other in SETS.items() if key != name}

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ def cache() -> Path:
 
 def search_path(root: Path | str | None = None) -> list[Path]:
     """The folders to look in, in order: `root`, those of `$GEOPHONE_DATA`, the user's cache, the system's."""
-    named = [Path(part).expanduser() for part in os.environ.get("GEOPHONE_DATA", "").split(os.pathsep) if part]
-    return [*([Path(root).expanduser()] if root else []), *named, cache(), *SYSTEM]
+    named = [Path(os.path.expanduser(part)) for part in os.environ.get("GEOPHONE_DATA", "").split(os.pathsep) if part]
+    return [*([Path(os.path.expanduser(root))] if root else []), *named, cache(), *SYSTEM]
 
 
 def candidates(folders: tuple[str, ...], root: Path | str | None) -> Iterator[Path]:
@@ -31,13 +32,35 @@ def candidates(folders: tuple[str, ...], root: Path | str | None) -> Iterator[Pa
         yield base
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed where its name ends in `.gz`."""
+def called(path: Path | str) -> str:
+    """A path in a message, its middle left out where it is longer than any line."""
+    text = str(path)
+    return text if len(text) <= 400 else f"{text[:200]}…{text[-200:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a broken file, in a few words of one line."""
+    first = str(error).partition("\n")[0][:200]
+    return first or type(error).__name__
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file's bytes, decompressed where its name ends in `.gz`.
+
+    Raises:
+        GeophoneError: it is missing, truncated, corrupt, no plain file, or larger than `most` bytes, decompressed.
+    """
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        if not os.path.isfile(path):  # reading a pipe would wait for ever
+            raise OSError("there is no such file")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise OSError(f"it has more than the {most} bytes that such a file has")
+        return content
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise GeophoneError(
-            f"{path} is truncated, corrupt or not readable ({error}). Delete it and get it again."
+            f"{called(path)} is truncated, corrupt or not readable ({reason(error)}). Delete it and get it again."
         ) from None
 
 

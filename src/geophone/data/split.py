@@ -1,7 +1,7 @@
 """Labelled images in memory: one part of a data set, and a data set of three parts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from geophone.errors import GeophoneError
 from geophone.rng import draws
-from geophone.types import ROUNDING, Batch, Model, device_of
+from geophone.types import ROUNDING, UNLABELLED, Batch, Model, device_of
+
+MOST_CLASSES = 1 << 20
+"""Labels are below this: fifty times the classes of ImageNet-21k. What is above is no class but an id or a mistake."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,23 +24,31 @@ class Split:
 
     Attributes:
         x: Images `[n, c, h, w]`, uint8, or float32 in [0, 1].
-        y: Class labels `[n]`, int64, from 0.
+        y: Class labels `[n]`, int64, from 0; all `geophone.types.UNLABELLED` (−1) where there are none.
         index: Position of each example in its source (the train part's or the test part's file), `[n]`, int64.
+        outputs: How many outputs a network for these labels has. None where labels are what the source says, and any
+            network with enough outputs may be meant; a number where they were counted off, as class folders are.
     """
 
     x: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
     y: Int64[Tensor, " n"]
     index: Int64[Tensor, " n"]
+    outputs: int | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __repr__(self) -> str:
-        return f"<Split of {len(self)} images, {_kind(self)}>"
+        return f"<Split of {len(self)} images, {_kind(self)}{'' if self.labelled else ', without labels'}>"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels. No images lack none."""
+        return len(self.y) == 0 or bool((self.y != UNLABELLED).any())
 
     def to(self, device: torch.device | str) -> "Split":
         """The same examples on another device."""
-        return Split(self.x.to(device), self.y.to(device), self.index.to(device))
+        return replace(self, x=self.x.to(device), y=self.y.to(device), index=self.index.to(device))
 
     def near(self, model: Model) -> "Split":
         """The same examples on the model's device; as they are where it has no parameters or buffers."""
@@ -62,10 +73,10 @@ class Split:
     def rows(self, rows: Int[Tensor, " m"]) -> "Split":
         """The examples at these rows, in this order."""
         rows = rows.to(self.x.device)
-        return Split(self.x[rows], self.y[rows], self.index[rows])
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
 
     def take(self, n: int) -> "Split":
-        """The first examples of each class, `n` in all, in the order in which they stand.
+        """The first examples of each class, `n` in all, in the order in which they stand; without labels the first.
 
         Classes have equal shares as far as they go: the remainder of n/k goes to the lowest labels, and what a small
         class lacks to the others. `take(a)` is part of `take(b)` for a < b.
@@ -75,7 +86,7 @@ class Split:
         """
         if not 1 <= n <= len(self):
             raise GeophoneError(f"cannot take {n} examples: allowed are 1 to {len(self)}, which is how many there are.")
-        y = self.y.cpu()
+        y = _dense(self.y.cpu())
         first = (_rank_in_class(y) * (int(y.max()) + 1) + y).argsort(stable=True)[:n]
         return self.rows(first.sort().values)
 
@@ -92,6 +103,8 @@ class ImageData:
         train: Empty where the source has test images only.
         val: Never a part of `test`.
         test: Never empty.
+        named: Whether the source says what the classes are; else `classes` only counts up to the largest label.
+        left_out: What of the source was not read, in sentences.
     """
 
     name: str
@@ -99,6 +112,8 @@ class ImageData:
     train: Split
     val: Split
     test: Split
+    named: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -135,7 +150,7 @@ class ImageData:
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data on another device."""
-        return ImageData(self.name, self.classes, self.train.to(device), self.val.to(device), self.test.to(device))
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
 
 def divided(x: Float[Tensor, "..."], by: int | float) -> Float[Tensor, "..."]:
@@ -147,22 +162,25 @@ def divided(x: Float[Tensor, "..."], by: int | float) -> Float[Tensor, "..."]:
     return x.div_(by if x.device.type == "cpu" else torch.full((), by, dtype=x.dtype, device=x.device))
 
 
-def make_split(x: Any, y: Any, where: str, index: Any = None, classes: int | None = None) -> Split:
+def make_split(
+    x: Any, y: Any, where: str, index: Any = None, classes: int | None = None, outputs: int | None = None
+) -> Split:
     """A split from a user's tensors or arrays, checked.
 
     Args:
         x: Images `[n, c, h, w]`, `[n, h, w]` (grey) or `[n, h, w, c]` (recognised where the last axis, and not the
             second, is 1 or 3): uint8, or floats in [0, 1], which become float32; what is at most 1e-6 outside is
             clamped.
-        y: Integer labels `[n]`, from 0.
+        y: Integer labels `[n]`, from 0 and below 2²⁰; None for images without labels.
         where: What they are, for messages ("x.npz, test part").
         index: Position of each example in its source; 0 to n−1 by default.
         classes: How many there are, if known.
+        outputs: As in `Split`.
 
     Raises:
         GeophoneError: anything else than the above.
     """
-    x, y = _tensor(x, f"{where}: the images"), _tensor(y, f"{where}: the labels")
+    x = _tensor(x, f"{where}: the images")
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
@@ -172,6 +190,8 @@ def make_split(x: Any, y: Any, where: str, index: Any = None, classes: int | Non
             f"{where}: the images have the shape {list(x.shape)}; "
             "allowed are [n, c, h, w], [n, h, w] (grey) and [n, h, w, c]."
         )
+    labelled = y is not None
+    y = _tensor(y, f"{where}: the labels") if labelled else torch.full((len(x),), UNLABELLED)
     if y.ndim != 1:
         raise GeophoneError(
             f"{where}: the labels have the shape {list(y.shape)}; allowed is [n], one whole number per image. "
@@ -181,12 +201,13 @@ def make_split(x: Any, y: Any, where: str, index: Any = None, classes: int | Non
         raise GeophoneError(f"{where}: {len(x)} images but {len(y)} labels; give one label per image.")
     if not len(x):
         raise GeophoneError(f"{where}: there are no examples; give at least one.")
-    y = _checked_labels(y, where, classes)
+    if labelled:
+        y = _checked_labels(y, where, classes)
     if x.dtype != torch.uint8:
         x = _checked_floats(x, where)
     if index is None:
         index = torch.arange(len(y))
-    return Split(x.contiguous(), y.to(x.device), _tensor(index, where).to(x.device, torch.int64))
+    return Split(x.contiguous(), y.to(x.device), _tensor(index, where).to(x.device, torch.int64), outputs)
 
 
 def assemble(
@@ -196,6 +217,8 @@ def assemble(
     train: Split | None = None,
     val: Split | None = None,
     held_out: int = 0,
+    named: bool = True,
+    left_out: tuple[str, ...] = (),
 ) -> ImageData:
     """A data set from its parts. A missing validation part is split off the train part, never off the test part.
 
@@ -206,6 +229,8 @@ def assemble(
         train: The train part, if any.
         val: The validation part, if any.
         held_out: How many train examples become the validation part; 0 means a tenth.
+        named: As in `ImageData`.
+        left_out: As in `ImageData`.
 
     Raises:
         GeophoneError: the parts' images differ in size, or in kind (uint8 or float).
@@ -220,7 +245,7 @@ def assemble(
             raise GeophoneError(
                 f"{name}: the {part} images are {_kind(split)}, the test images {_kind(test)}; all parts need the same."
             )
-    return ImageData(name, classes, train, val, test)
+    return ImageData(name, classes, train, val, test, named, left_out)
 
 
 def hold_out(split: Split, n: int) -> tuple[Split, Split]:
@@ -236,7 +261,7 @@ def hold_out(split: Split, n: int) -> tuple[Split, Split]:
         raise GeophoneError(
             f"cannot hold {n} of {len(split)} train examples out for validation; give more, or a validation part."
         )
-    y = split.y.cpu()
+    y = _dense(split.y.cpu())
     share = y.bincount() * n
     quota = share // len(y)
     largest = (share % len(y)).argsort(descending=True, stable=True)
@@ -245,6 +270,11 @@ def hold_out(split: Split, n: int) -> tuple[Split, Split]:
     held = torch.empty(len(y), dtype=torch.bool)
     held[order] = _rank_in_class(y[order]) < quota[y[order]]
     return split.rows((~held).nonzero()[:, 0]), split.rows(held.nonzero()[:, 0])
+
+
+def _dense(y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Labels numbered anew without gaps, in the same order: what follows counts up to the largest."""
+    return y.unique(return_inverse=True)[1]
 
 
 def _rank_in_class(y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -258,13 +288,19 @@ def _rank_in_class(y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 def _tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_quantized:
+            kind = "quantised" if values.is_quantized else str(values.layout).removeprefix("torch.")
+            raise GeophoneError(f"{what} are a {kind} tensor; allowed are dense ones: x.dequantize() or x.to_dense().")
         return values.detach()
     try:
         array = np.asarray(values)
     except ValueError:
         raise GeophoneError(f"{what} are lists of different lengths; allowed are tensors and arrays.") from None
-    if array.dtype.kind not in "buif":
-        raise GeophoneError(f"{what} are of the type {array.dtype}; allowed are numbers.")
+    except (TypeError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GeophoneError(f"{what} are no numbers ({reason}); allowed are tensors and arrays.") from None
+    if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:  # torch has no long double
+        raise GeophoneError(f"{what} are of the type {array.dtype}; allowed are numbers of at most 64 bits.")
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
@@ -275,8 +311,8 @@ def _checked_labels(y: Tensor, where: str, classes: int | None) -> Tensor:
         )
     y = y.long()
     low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes is not None and high >= classes):
-        allowed = "0 and up" if classes is None else f"0 to {classes - 1}, for {classes} classes"
+    if low < 0 or high >= (MOST_CLASSES if classes is None else classes):
+        allowed = f"0 and up, below {MOST_CLASSES}" if classes is None else f"0 to {classes - 1}, for {classes} classes"
         raise GeophoneError(f"{where}: the labels run from {low} to {high}; allowed are {allowed}.")
     return y
 

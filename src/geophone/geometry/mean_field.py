@@ -142,7 +142,7 @@ def manifold_geometry(
 
     References:
         Chung, Lee & Sompolinsky 2018, arXiv:1710.06487; Cohen et al. 2020, doi:10.1038/s41467-020-14578-5;
-        Stephenson et al. 2019, arXiv:2003.01262.
+        Stephenson et al. 2019, arXiv:2003.01787.
 
     >>> print(manifold_geometry([torch.randn(50, 500) + 3 * torch.randn(500) for _ in range(10)]))
     """

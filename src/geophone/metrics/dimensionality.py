@@ -70,7 +70,7 @@ def participation_ratio_corrected(moments: Moments) -> float:
         Undefined: fewer than four examples, no variation, or an estimate of tr Σ² that is not positive.
 
     References:
-        Himeno & Yamada 2014, doi:10.1016/j.jmva.2014.04.021.
+        Himeno & Yamada 2014, Journal of Multivariate Analysis 130:27-44.
     """
     _check_varies(moments, 4)
     squared_trace, trace_of_square = unbiased_traces(moments)

@@ -14,6 +14,7 @@ from geophone.metrics.metric import Metric, Undefined, metric
 from geophone.metrics.outcomes import Z
 from geophone.registry import METRICS
 from geophone.stats import Sample
+from geophone.types import UNLABELLED
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ class ClassPoints(Sample):
             raise Undefined(str(reason)) from None
 
     def _clouds(self) -> list[Tensor]:
+        if bool((self.y == UNLABELLED).any()):
+            raise Undefined("needs labels, which these images lack")
         clouds = [self.x[self.y == label] for label in self.y.unique()]
         if len(clouds) < 2:
             raise Undefined("needs images of at least two classes")

@@ -12,7 +12,7 @@ from geophone.errors import GeophoneError
 from geophone.registry import METRICS
 from geophone.rng import stream
 from geophone.stats.statistic import finite
-from geophone.types import Batch, Pair
+from geophone.types import UNLABELLED, Batch, Pair
 
 OVERFLOW = (
     "the responses are NaN or infinite, or so large that sums of their squares are not finite: scale them, or mend "
@@ -76,6 +76,7 @@ class Metric:
 
         Raises:
             Undefined: there is no value for these data.
+            Unlabelled: it needs labels, and was given none.
         """
         if len(data) == 1 and isinstance(data[0], self.statistic):
             return self._computed(data[0])
@@ -143,7 +144,7 @@ def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
             raise GeophoneError(f"{name} takes {wanted}.")
         return Pair(x, tensors[1])
     if len(tensors) == 1:
-        return Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.arange(len(x)))
+        return Batch(x, torch.full((len(x),), UNLABELLED), torch.arange(len(x)))
     y: Tensor = tensors[1]
     if y.is_floating_point() or y.ndim != 1 or bool((y < 0).any()):
         raise GeophoneError(f"{name}: labels must be integers ≥ 0 of shape [n].")

@@ -105,7 +105,7 @@ def r2_cca(cross: CrossMoments) -> float:
         Undefined: as `cca`.
 
     References:
-        Yanai 1974; Ramsay, ten Berge & Styan 1984, doi:10.1007/BF02294306; Kornblith et al. 2019, arXiv:1905.00414.
+        Yanai 1974; Ramsay, ten Berge & Styan 1984, doi:10.1007/BF02306029; Kornblith et al. 2019, arXiv:1905.00414.
     """
     return float(_canonical(cross, _whitened(cross)).square().mean())
 

@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, check_counts, short
 from geophone.registry import MODELS
 
 
@@ -18,6 +19,11 @@ class Normalise(nn.Module):
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if not len(mean) == len(std) > 0 or not all(map(isfinite, (*mean, *std))) or min(std) <= 0:
+            raise GeophoneError(
+                f"mean={short(mean)}, std={short(std)}: give a finite number for each channel in both, those of std "
+                "above 0."
+            )
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
@@ -214,18 +220,21 @@ class WideResNet(nn.Sequential):
 @MODELS.register
 def small_cnn(classes: int, mean: Sequence[float], std: Sequence[float], width: int = 8) -> nn.Module:
     """Six convolutions of widths w, 2w, 2w, 4w, 4w, 4w (w = 8): the network of the demo."""
+    check_counts(classes=classes, width=width)
     return SmallCNN(classes, mean, std, width)
 
 
 @MODELS.register
 def resnet20(classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """ResNet20 in its CIFAR form: 3 stages × 3 blocks, widths 16, 32, 64."""
+    check_counts(classes=classes)
     return ResNet20(classes, mean, std)
 
 
 @MODELS.register
 def resnet18(classes: int, mean: Sequence[float], std: Sequence[float], stem: int = 3) -> nn.Module:
     """ResNet18: 4 stages × 2 blocks, widths 64 to 512; the stem 3 × 3 (CIFAR) or, for larger images, 7 (stride 2)."""
+    check_counts(classes=classes)
     return ResNet18(classes, mean, std, stem)
 
 
@@ -234,4 +243,5 @@ def wide_resnet(
     classes: int, mean: Sequence[float], std: Sequence[float], depth: int = 28, width: int = 4, first: int = 16
 ) -> nn.Module:
     """WideResNet-depth-width: three stages of (depth − 4)/6 blocks of `first` (16) times width, 2 width, 4 width."""
+    check_counts(classes=classes)
     return WideResNet(classes, mean, std, depth, width, first)

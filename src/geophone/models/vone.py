@@ -14,7 +14,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, check_counts
 from geophone.models.networks import Normalise, with_convolutions
 from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noise, add_noise, make_noise
 from geophone.registry import MODELS
@@ -277,6 +277,7 @@ def vone_cnn(
     pixels are then 2°, in which the slowest wave (0.5 cycles per degree) fits once, and the fastest (5.6) still has
     2.5 pixels. A quarter of the cells.
     """
+    check_counts(classes=classes, width=width)
     drawn = None if noise is None else make_noise(noise, noise_std, level, scale)
     vone = VOneBlock(
         *(len(mean), simple, complex, kernel, stride),

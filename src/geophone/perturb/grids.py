@@ -9,7 +9,7 @@ from geophone.errors import unknown
 from geophone.registry import PERTURBATIONS, parse_call
 from geophone.types import Perturbation, family_name, fitted, level_of
 
-_BETWEEN_NAMES = r"\s*,\s*(?=[A-Za-z_]\w*\s*(?:[(,]|$))"  # a comma before `Name`, not before `field=`
+_BETWEEN_NAMES = r",\s*(?=[A-Za-z_]\w*\s*(?:[(,]|$))"  # a comma before `Name`, not before `field=`
 
 
 def grid(spec: str, levels: bool = True) -> list[Perturbation]:
@@ -24,7 +24,7 @@ def grid(spec: str, levels: bool = True) -> list[Perturbation]:
     Raises:
         GeophoneError: a name is unknown, or a call can't be read.
     """
-    found = [one for part in re.split(_BETWEEN_NAMES, spec.strip()) for one in _expand(part, levels)]
+    found = [one for part in re.split(_BETWEEN_NAMES, spec) for one in _expand(part.strip(), levels)]
     return list(dict.fromkeys(found))
 
 

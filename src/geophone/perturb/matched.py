@@ -11,12 +11,12 @@ from geophone.perturb.attacks.norms import L2, Norm
 from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Model, Scales
 
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class MatchedL2:
+class MatchedL2(Scales):
     """Another perturbation, stretched or shrunk until each image has moved by the Euclidean length `l2`.
 
         x' = clip(x + t·(p(x) - x), 0, 1),  t ≥ 0 such that |x' - x|₂ = l2

@@ -1,6 +1,5 @@
 """The report: one HTML page and its figures, made from the table alone."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import vl_convert
 from geophone import table as tables
 from geophone.claims import read_claims
 from geophone.errors import GeophoneError
-from geophone.files import replacing, write_text
+from geophone.files import reserved, write_all
+from geophone.provenance import read_provenance
 from geophone.report import charts
 from geophone.report.findings import Findings, findings
 from geophone.report.layer_maps import map_figure, map_panels
@@ -31,39 +31,61 @@ from geophone.report.panels import (
 from geophone.report.sweep import sweep_figures, sweep_of
 from geophone.report.words import measure
 
-__all__ = ["report_page", "write_report"]
+__all__ = ["report_files", "report_page", "write_report"]
 
 
 def write_report(out: Path, page: Path | None = None) -> Path:
     """Write a page, and `out/figures/*.svg|png`, from `out/table/*.parquet` and `out/provenance.json`.
 
     If there is an `out/claims.parquet`, as `geophone.claims.write_claims` makes it, the page shows its verdicts.
+    All of it is written, or nothing is.
 
     Args:
         out: The folder of a study or scan.
-        page: Where the page goes; by default `out/report.html`.
+        page: Where the page goes, a file that ends in .html; by default `out/report.html`.
 
     Returns:
         The path of the page.
 
     Raises:
-        GeophoneError: the table or the provenance is missing, empty or corrupt, the claims are corrupt, or `out` can't
-            be written.
+        GeophoneError: the table or the provenance is missing, empty or corrupt, the claims are corrupt, `page` can't be
+            a page, `out` can't be written, or another command writes there.
     """
+    path = page or out / "report.html"
+    if path.suffix.lower() != ".html":
+        raise GeophoneError(f"--out {path}: give a file that ends in .html.")
     provenance = _read_provenance(out / "provenance.json")
-    table = tables.read(out / "table")
-    if provenance.get("jobs"):  # rows of a study's earlier versions may lie in the same folder
-        table = table.filter(pl.col("job").is_in(provenance["jobs"]))
+    with reserved(out, path):
+        table = tables.read(out / "table")
+        if provenance.get("jobs"):  # rows of a study's earlier versions may lie in the same folder
+            table = table.filter(pl.col("job").is_in(provenance["jobs"]))
+        write_all(report_files(table, provenance, out, path, read_claims(out)))
+    return path
+
+
+def report_files(
+    table: pl.DataFrame, provenance: Mapping[str, Any], out: Path, page: Path, claims: pl.DataFrame | None = None
+) -> dict[Path, bytes]:
+    """What a report consists of and where it goes, to be written: its figures, in `out/figures`, and its page.
+
+    Args:
+        table: The long table.
+        provenance: How it was made, with a title.
+        out: The folder of a study or scan.
+        page: Where the page goes.
+        claims: Verdicts on published claims.
+
+    Raises:
+        GeophoneError: the table has no rows.
+    """
     found = findings(_checked(table))
+    made: dict[Path, bytes] = {}
     for name, spec in _figures(found).items():
         drawn = charts.svg(spec)
-        with replacing(out / "figures" / f"{name}.svg") as temporary:
-            temporary.write_text(drawn, encoding="utf-8")
-        with replacing(out / "figures" / f"{name}.png") as temporary:
-            temporary.write_bytes(vl_convert.svg_to_png(drawn, scale=2))
-    path = page or out / "report.html"
-    write_text(path, page_html(found, provenance, str(provenance["title"]), read_claims(out)))
-    return path
+        made[out / "figures" / f"{name}.svg"] = drawn.encode()
+        made[out / "figures" / f"{name}.png"] = vl_convert.svg_to_png(drawn, scale=2)
+    made[page] = page_html(found, provenance, str(provenance["title"]), claims).encode()
+    return made
 
 
 def report_page(
@@ -90,21 +112,15 @@ def _checked(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         unfinished = (path.parent / "study.json").is_file()
         why = (
             "its study is not finished: run the same command again"
             if unfinished
             else "it is no study's or scan's folder"
         )
-        raise GeophoneError(f"{path.parent} has no {path.name}: {why}.") from None
-    except (OSError, ValueError) as error:
-        raise GeophoneError(f"{path} can't be read ({error}). Run the same command again to write it anew.") from None
-    if not isinstance(made, dict) or not made.get("title"):
-        raise GeophoneError(f'{path} has no "title". Run the same command again to write it anew.')
-    return made
+        raise GeophoneError(f"{path.parent} has no {path.name}: {why}.")
+    return read_provenance(path)
 
 
 def _figures(found: Findings) -> dict[str, charts.Spec]:

@@ -1,5 +1,8 @@
 """The answer: three sentences made from the table."""
 
+import re
+from statistics import fmean
+
 import polars as pl
 
 from geophone.relate import NATURAL, SAME_SIDE, STATISTICS
@@ -158,16 +161,16 @@ def _selectivity(clean: pl.DataFrame) -> str:
     layers = _above_floor(clean, "class_selectivity")
     if layers.is_empty():
         return ""
-    above = layers["above"].to_list()
-    floors = layers["floor"].drop_nulls()
-    if above[0] and above[-1]:  # the two that are told
-        chance = f" (shuffled labels give {decimal(_average(floors))} on average)" if len(floors) else ""
+    values, floors = layers["value"].to_list(), layers["floor"].drop_nulls().to_list()
+    told = layers.filter(pl.col("depth").is_in([layers["depth"].min(), layers["depth"].max()]))
+    if told["above"].all():
+        chance = f" (shuffled labels give {decimal(fmean(floors))} on average)" if floors else ""
         return _over_depth(clean, "class_selectivity", "class selectivity") + chance
-    where = "" if len(layers) == 1 else f" in {above.count(False)} of {len(layers)} layers"
+    few = int((~layers["above"]).sum())
+    where = "" if len(layers) == 1 else f" in {few} of {len(layers)} layers"
     return (
-        f"class selectivity cannot be told from what shuffled labels give{where}, "
-        f"{decimal(_average(layers['value']))} on average against {decimal(_average(floors))}: give more images of "
-        "each class"
+        f"class selectivity cannot be told from what shuffled labels give{where} ({decimal(fmean(values))} on average "
+        f"against {decimal(fmean(floors))}): give more images of each class"
     )
 
 
@@ -183,13 +186,9 @@ def _above_floor(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
 def _no_more_than_chance(rows: pl.DataFrame, metric: str) -> str:
     """What to say of a measure whose mean over layers is at its floor; empty where it is above it, or has none."""
     layers = _above_floor(rows, metric).drop_nulls("most")
-    if layers.is_empty() or _average(layers["value"]) > _average(layers["most"]):
+    if layers.is_empty() or layers["value"].sum() > layers["most"].sum():
         return ""
     return ", which shuffled labels could give too"
-
-
-def _average(values: pl.Series) -> float:
-    return sum(values) / len(values)
 
 
 def _over_depth(clean: pl.DataFrame, metric: str, title: str) -> str:
@@ -241,12 +240,18 @@ def _relation(relations: pl.DataFrame) -> str:
     aside = SAME_SIDE not in (pick["note"] or "") and plain["note"].str.contains(SAME_SIDE, literal=True).any()
     chance = "more than chance gives" if p is not None and p < 0.05 else "which chance could also give"
     return (
-        f"Over {pick['networks']} networks from {pick['seeds']} seeds, the strongest relation"
+        f"Over {pick['networks']} networks{_mixed(pick['note'])} from {pick['seeds']} seeds, the strongest relation"
         f"{', pairs measured under the same perturbations left aside,' if aside else ''} is between "
         f"{_glossed(names[0])} and {_glossed(names[1])}: as the first rises the second "
         f"{'rises' if pick['rho'] > 0 else 'falls'}, with a rank correlation (Spearman’s ρ) of {decimal(pick['rho'])} "
         f"({interval}; {held} with clean accuracy held fixed), {chance} ({corrected})."
     )
+
+
+def _mixed(note: str | None) -> str:
+    """` of 3 models`, where the networks that are related have several: part of a relation may lie between models."""
+    mixed = re.findall(r"mixes (\d+ (?:models|data sets))", note or "")
+    return f" of {' and '.join(mixed)}, whose differences count too," if mixed else ""
 
 
 def _tests(plain: pl.DataFrame) -> str:

@@ -33,6 +33,7 @@ class Findings:
         radii: From `summarise_radii`.
         averaged: Of networks with noise, over how many draws of it each attack averaged its gradients.
         series: The series, with the one first that the others are compared with.
+        peers: The series of the same model and data set as the first, or all where it has none beside it.
         kind: What a series is: "Recipe", or "Network" where none has a recipe.
         wide: From `networks`.
         relations: From `relate`.
@@ -47,6 +48,7 @@ class Findings:
     radii: pl.DataFrame
     averaged: dict[str, int]
     series: list[str]
+    peers: list[str]
     kind: str
     wide: pl.DataFrame
     relations: pl.DataFrame
@@ -72,7 +74,18 @@ def findings(table: pl.DataFrame) -> Findings:
     summary = summary.sort(*first, "perturbation", "level", "depth", nulls_last=False, maintain_order=True)
     kind = "Recipe" if table["recipe"].count() else "Network"
     sides, radii = summarise_sides(table), summarise_radii(table)
-    return Findings(table, maps, source, summary, sides, scored, radii, averaged, series, kind, wide, relate(table))
+    peers = peers_of(table, series)
+    made = (summary, sides, scored, radii, averaged, series, peers, kind, wide, relate(table))
+    return Findings(table, maps, source, *made)
+
+
+def peers_of(table: pl.DataFrame, series: list[str]) -> list[str]:
+    """The series that the first can be compared with as recipes of one model on one data set; all if there is none."""
+    who = table.select("series", "model", "dataset").unique(maintain_order=True)
+    first = who.row(by_predicate=pl.col("series") == series[0], named=True)
+    like = [pl.col(name).eq_missing(pl.lit(first[name], pl.String)) for name in ("model", "dataset")]
+    beside = set(who.filter(*like)["series"])
+    return [name for name in series if name in beside] if len(beside) > 1 else series
 
 
 def averaged_of(table: pl.DataFrame) -> dict[str, int]:

@@ -78,7 +78,8 @@ def _vega() -> str:
 
 
 def _answer(found: Findings) -> str:
-    sentences = answer(found.summary, found.sides, found.relations, found.series)
+    sides = found.sides.filter(pl.col("series").is_in(found.peers))  # what holds best is asked of one model's recipes
+    sentences = answer(found.summary, sides, found.relations, found.series)
     items = "\n".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
     return f'<section id="answer"><h2>The answer</h2>\n<ol class="answer">\n{items}\n</ol></section>'
 

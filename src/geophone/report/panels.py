@@ -120,7 +120,7 @@ def relation_title(found: Findings) -> str:
 
 def bands_in_short(found: Findings) -> str:
     """What the lines and bands are, under the title of a figure."""
-    if max(found.summary["networks"]) == 1:
+    if max(found.summary["networks"], default=1) == 1:
         return "One network a line; band: 95 % Wilson interval over the test images"
     return "Mean over seeds; band: 95 % interval of that mean"
 

@@ -56,22 +56,25 @@ def sweep_of(table: pl.DataFrame) -> Sweep | None:
 
     Where there are several models or data sets, it is of the one with most of the values.
     """
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
-    for recipe in table["recipe"].drop_nulls().unique(maintain_order=True):
+    found: dict[tuple[str | None, str | None, str, str, str], dict[str, float]] = {}
+    who = table.drop_nulls("recipe").select("model", "dataset", "recipe").unique(maintain_order=True)
+    for model, dataset, recipe in who.iter_rows():
         if match := _RECIPE.fullmatch(recipe):
             kind, name, number, others = match.groups()
-            found.setdefault((kind, name, others), {})[recipe] = float(Fraction(number))
+            found.setdefault((model, dataset, kind, name, others), {})[recipe] = float(Fraction(number))
     if not found:
         return None
-    (_, name, _), values = max(found.items(), key=lambda one: len(one[1]))
-    if "Standard" in table["recipe"]:
+    (model, dataset, _, name, _), values = max(found.items(), key=lambda one: len(one[1]))
+    if (model, dataset, "Standard") in who.rows():
         values["Standard"] = 0.0
     if len(values) < FEWEST:
         return None
-    rows = table.filter(pl.col("recipe").is_in(list(values)) & pl.col("unit").is_null())
-    many = rows.group_by("model", "dataset", maintain_order=True).agg(pl.col("recipe").n_unique())
-    model, dataset = many.sort("recipe", descending=True, maintain_order=True).row(0)[:2]
-    rows = rows.filter(pl.col("model").eq_missing(model) & pl.col("dataset").eq_missing(dataset))
+    rows = table.filter(
+        pl.col("recipe").is_in(list(values))
+        & pl.col("unit").is_null()
+        & pl.col("model").eq_missing(pl.lit(model, pl.String))
+        & pl.col("dataset").eq_missing(pl.lit(dataset, pl.String))
+    )
     swept = pl.col("recipe").replace_strict(values, return_dtype=pl.Float64)
     return Sweep(name, rows.with_columns(swept=swept), sorted(values.values()))
 

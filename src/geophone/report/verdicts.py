@@ -6,14 +6,16 @@ from typing import Any
 import polars as pl
 
 from geophone.report.markup import count, text
-from geophone.report.words import SPACE
+from geophone.report.words import SPACE, p_value
 
 # Each verdict has its sign, so that colour is not all that tells them apart.
 SIGNS = {"supported": "✓", "contradicted": "✗", "not decided": "?"}
 CAPTION = (
-    "Measures, tests and what they need were fixed beforehand. Supported: the 95 % interval lies wholly on the claimed "
-    "side. Contradicted: wholly on the other. Not decided: neither, or fewer networks or seeds than the power "
-    "calculation asks for. Each claim is judged by itself, without correction for how many there are."
+    "Measures, tests and what they need were fixed beforehand, unless it is said otherwise. Supported: the test speaks "
+    "for the claim. Contradicted: it speaks for the contrary. Not decided: neither, or fewer networks or seeds than "
+    "the power calculation asks for. Verdicts hold together: p-values are corrected for how many tests this table has "
+    "(Holm), so that the chance of any false verdict is at most 5 %. What a test says by itself, without correction, "
+    "stands under its verdict where it differs. Intervals are of each test by itself."
 )
 
 
@@ -59,9 +61,8 @@ def _claim(rows: list[dict[str, Any]]) -> str:
             start, end = "<tr>", f'<td rowspan="{len(rows)}" class="aside">{aside or "–"}</td></tr>'
         else:
             what, start, end = text(row["part"]), '<tr class="part">', "</tr>"
-        lines.append(
-            f"{start}<td>{_badge(row['verdict'])}</td><td>{what}</td>{_found(row, len(rows) - 1)}{_size(row)}{end}"
-        )
+        verdict = f"<td>{_badge(row['verdict'])}{_alone(row)}</td>"
+        lines.append(f"{start}{verdict}<td>{what}</td>{_found(row, len(rows) - 1)}{_size(row)}{end}")
     return f"<tbody>{''.join(lines)}</tbody>"
 
 
@@ -73,13 +74,25 @@ def _badge(verdict: str) -> str:
     )
 
 
+def _alone(row: dict[str, Any]) -> str:
+    """What the verdict would be without the other claims, where it is another."""
+    return "" if row["alone"] == row["verdict"] else f"<br><small>by itself: {text(row['alone'])}</small>"
+
+
+def _p(row: dict[str, Any]) -> str:
+    """`p = 0.004, corrected = 0.031.`, or nothing where it could not be judged."""
+    if row["p"] is None or row["p_holm"] is None:
+        return ""
+    return f"<small>p{SPACE}{p_value(row['p'])}, corrected {p_value(row['p_holm'])}.</small> "
+
+
 def _found(row: dict[str, Any], parts: int) -> str:
     """The number with its interval, what it is, what was asked, and what is to be said of it."""
     if row["test"] is None:
-        return f"<td><small>Holds if {'both' if parts == 2 else f'all {parts}'} parts do.</small></td>"
+        return f"<td>{_p(row)}<small>Holds if {'both' if parts == 2 else f'all {parts}'} parts do.</small></td>"
     value = "" if row["value"] is None else f"<b>{_number(row)}</b> {text(row['effect'])}. "
     note = f' <span class="why">{text(_sentence(row["note"]))}</span>' if row["note"] else ""
-    return f"<td>{value}<small>{text(row['test'])}</small>{note}</td>"
+    return f"<td>{value}{_p(row)}<small>{text(row['test'])}</small>{note}</td>"
 
 
 def _size(row: dict[str, Any]) -> str:

@@ -121,9 +121,13 @@ class ClassMeans:
 
     @classmethod
     def of(cls, batch: Batch) -> "ClassMeans":
-        """Class means of one batch of responses `[n, d]`."""
+        """Class means of one batch of responses `[n, d]`.
+
+        Raises:
+            Unlabelled: the batch has no labels.
+        """
         x = double(batch.x)
-        y = batch.y.to(x.device)
+        y = batch.labels.to(x.device)
         count = torch.bincount(y)
         sums = torch.zeros(len(count), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, y, x)
         mean = sums / count.clamp(min=1)[:, None]

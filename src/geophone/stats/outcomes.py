@@ -36,9 +36,13 @@ class Outcomes:
 
     @classmethod
     def of(cls, batch: Batch) -> "Outcomes":
-        """Outcomes of one batch of logits `[n, k]`."""
+        """Outcomes of one batch of logits `[n, k]`.
+
+        Raises:
+            Unlabelled: the batch has no labels.
+        """
         logits = double(batch.x)
-        y = batch.y.to(logits.device)
+        y = batch.labels.to(logits.device)
         rows = torch.arange(len(y), device=y.device)
         own = logits[rows, y]
         others = logits.clone()

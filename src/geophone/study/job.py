@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from geophone import table
-from geophone.checks import attack_checks
+from geophone.checks import attack_checks, axes_check, check_passes
 from geophone.data import ImageData, Split, load
 from geophone.errors import unknown
 from geophone.files import make_folder, write_text
@@ -21,6 +21,8 @@ from geophone.measure import measure
 from geophone.metrics import default_metrics
 from geophone.models.load import save_network
 from geophone.perturb import grid
+from geophone.perturb.cost import CURVE, passes
+from geophone.progress import Stage, Stages, Watcher
 from geophone.record import REDUCTIONS
 from geophone.registry import METRICS, MODELS, RECIPES, parse_call
 from geophone.robustness import curves, with_radius
@@ -28,13 +30,21 @@ from geophone.train import Training, catastrophic_overfitting, fit, initialised,
 from geophone.train.loop import content
 from geophone.train.recipes import network_of
 from geophone.train.validation import single_step
-from geophone.types import Recipe, describe, family_name
+from geophone.types import Perturbation, Recipe, describe, family_name
 
 VERSION = 1
 """Part of every job's id: raised when the same job would give other rows."""
 
+CHECKPOINT = "training.pt"
+"""The state of a job's training, in its folder until its rows are written."""
+
 Progress = Callable[[str, int, int], None]
-"""Called with what is going on ("RECIPE, seed N: training"), steps done and steps in all."""
+"""Called with what is going on ("RECIPE, seed N: training"), steps of the job done and steps in all.
+
+A step is about one pass of one image through the network.
+"""
+
+_UNITS = 500  # of an ordinary network, whose gradients are taken one by one
 
 
 @dataclass(frozen=True)
@@ -156,20 +166,18 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     A job that was interrupted goes on after its last finished epoch.
     """
     shard = job.shard(out)
-    if shard.is_file():
+    if shard.is_file() and table.is_whole(shard):
         return shard
     folder = make_folder(job.folder(out))
     write_text(folder / "job.json", json.dumps({"id": job.id, **asdict(job)}, indent=2))
 
-    def stage(name: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, steps: progress(f"{job.label}: {name}", done, steps)
-
     data = load(job.dataset).to(torch.device(device))
     recipe = RECIPES.build(job.recipe)
+    stage = Stages(None if progress is None else _Told(job.label, progress), _stages(job, data, recipe)).begin
     name, given = parse_call(network_of(recipe, job.model), "model")
     arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
     model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
-    checkpoint = folder / "training.pt"
+    checkpoint = folder / CHECKPOINT
     history = fit(
         *(model, data, recipe, job.training),
         seed=job.seed,
@@ -225,13 +233,52 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
             columns=measured,
             progress=stage("exemplar manifolds"),
         )
-    believed = table.frame({**measured, **row} for row in attack_checks(model, images, seed=job.seed))
+    found = [
+        axes_check(model, images, job.layers, REDUCTIONS[job.reduce]),
+        *attack_checks(*(model, images), batch_size=job.batch_size, seed=job.seed, progress=stage("checks by attacks")),
+    ]
+    believed = table.frame({**measured, **row} for row in found)
     course = table.frame({**columns, **row} for row in _course(history, recipe, job.training, data))
     table.write(pl.concat([rows, radii, steep, shaken, believed, course]), shard)
     checkpoint.unlink(missing_ok=True)
     if finished := stage("done"):
         finished(1, 1)
     return shard
+
+
+class _Told(Watcher):
+    """The stages of a job, told with its label."""
+
+    def __init__(self, label: str, progress: Progress) -> None:
+        self._label, self._progress, self._name = label, progress, ""
+
+    def stage(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, done: int, steps: int) -> None:
+        self._progress(f"{self._label}: {self._name}", done, steps)
+
+
+def _stages(job: Job, data: ImageData, recipe: Recipe) -> list[Stage]:
+    """What a job does, by what it costs: about how many passes of one image through the network."""
+    images = len(job.shown(data))
+    batches = -(-images // job.batch_size)
+    each = images / batches
+    shaken, radii, copied = (
+        [drawn for text in texts for drawn in grid(text)] for texts in (job.perturbations, job.curves, job.exemplars)
+    )
+    threat: Perturbation | None = getattr(recipe, "threat", None)
+    step = 3 + (0 if threat is None else passes(threat))  # forward and backward
+    copies = job.exemplar_images * job.exemplar_copies
+    return [
+        Stage("training", [len(data.train) * step], job.training.epochs),
+        Stage("measuring", [each, *(each * (1 + passes(one)) for one in shaken)], batches),
+        Stage("curves over eps", [each * CURVE * passes(one) for one in radii for _ in range(batches)]),
+        Stage("input gradients", [job.gradients * _UNITS]),
+        Stage("exemplar manifolds", [copies * (1 + passes(one)) for one in copied]),
+        Stage("checks by attacks", [check_passes(images)[1]]),
+        Stage("done", [0]),
+    ]
 
 
 def _course(

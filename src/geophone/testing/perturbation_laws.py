@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from geophone.perturb import at_level
+from geophone.perturb.attacks.norms import norm_of
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws, draws, stream
 from geophone.types import Batch, Model, Perturbation, describe
@@ -171,7 +172,7 @@ def takes_a_plain_function(make: Make) -> None:
 def stays_in_its_ball(make: Make) -> None:
     """Where the class names a `norm`, no image moves further than the level in it at any default level."""
     perturbation, batch = make(), _batch(dtype=torch.float64)
-    norm = getattr(perturbation, "norm", None)
+    norm = norm_of(perturbation)
     if norm is None:
         return
     for level in perturbation.levels:

@@ -20,7 +20,7 @@ from geophone.perturb.attacks.base import UNITS, under_attack
 from geophone.perturb.attacks.losses import Loss, ce
 from geophone.registry import PERTURBATIONS, RECIPES
 from geophone.rng import Draws
-from geophone.types import Model, Perturbation, describe, full_precision
+from geophone.types import Averages, Model, Perturbation, describe, full_precision
 
 NEAR = 0.001
 """Standard deviation of the noise from which TRADES and MART begin their attack, in the units of x."""
@@ -86,8 +86,9 @@ class Adversarial:
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy of the attacked images; of a network's own noise each step of the attack has one draw."""
         inner: Any = self.inner
-        if getattr(inner, "draws", 1) is None:  # training sees many draws anyway: averaging is for measuring
-            inner = replace(inner, draws=1)
+        given: Perturbation = inner
+        if isinstance(given, Averages) and given.draws is None:
+            inner = replace(inner, draws=1)  # training sees many draws anyway: averaging is for measuring
         with full_precision():
             attacked = inner(x, y, model, rng)
         return cross_entropy(model(attacked), y)

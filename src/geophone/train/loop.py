@@ -1,5 +1,7 @@
 """The training loop: one function for every recipe, to be read from top to bottom."""
 
+import io
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from geophone.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
 from geophone.data import ImageData, crop_flip
-from geophone.errors import GeophoneError, unknown
+from geophone.errors import GeophoneError, reason_of, short, unknown
 from geophone.files import replacing
+from geophone.record import check_attacked
 from geophone.registry import PERTURBATIONS
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
@@ -161,9 +165,9 @@ def fit(
         an attack in the l∞ ball, `fgsm`, the same under one step of its radius.
 
     Raises:
-        GeophoneError: no training images, no validation images where robust accuracy on them is asked for, nothing to
-            measure it by, a network that the recipe is not for, a loss that is not finite, or a checkpoint of something
-            else.
+        GeophoneError: no training images, labels that they lack or that the network has no output for, no validation
+            images where robust accuracy on them is asked for, nothing to measure it by, a network with one logit or
+            that the recipe is not for, a loss that is not finite, or a checkpoint of something else.
     """
     device = device_of(model)
     data = data.to(device)
@@ -175,6 +179,7 @@ def fit(
         )
     if (check := getattr(recipe, "check_network", None)) is not None:
         check(model)
+    check_attacked(model, data.train, "training")
     shaken = watched(recipe, training)
     if not len(data.val) and (training.keep == "robust" or training.validate is not None):
         raise GeophoneError(
@@ -263,26 +268,58 @@ def _save(
     best: dict[str, Any],
 ) -> None:
     state = {"purpose": purpose, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    made = io.BytesIO()
+    torch.save({**state, "history": history, "best": best}, made)
     with replacing(path) as temporary:
-        torch.save({**state, "history": history, "best": best}, temporary)
+        temporary.write_bytes(sealed(made.getvalue() + BLANK.encode()))
 
 
 def _resume(
     path: Path, purpose: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[list[Any], dict[str, Any]]:
+    again = "Delete it to start anew."
+    data = read_checked(path, again)
+    if not _sums_hold(data):
+        raise GeophoneError(f"{path} is corrupt (its contents do not fit their checksums). {again}")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["purpose"] != purpose:
-            raise GeophoneError(
-                f"{path} is the state of another training ({state['purpose']}). Delete it to start anew."
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["history"], state["best"]
-    except GeophoneError:
-        raise
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        known, history, best = state["purpose"], state["history"], state["best"]
+        if known == purpose:
+            model.load_state_dict(best["weights"])  # fails here and not after hours
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            _check_history(history)
     except Exception as error:  # a broken file fails in many ways
-        raise GeophoneError(f"{path} is not a readable training state ({error}). Delete it to start anew.") from None
+        raise GeophoneError(f"{path} is not a readable training state ({reason_of(error)}). {again}") from None
+    if known != purpose:
+        raise GeophoneError(f"{path} is the state of another training ({short(known)}). {again}")
+    return history, best
+
+
+def _check_history(history: Any) -> None:
+    """Raise an error for what is not one record after the other, as `fit` makes them."""
+    for place, record in enumerate(history):
+        numbers = [record["epoch"], record["loss"], record["accuracy"]]
+        if record["epoch"] != place + 1 or not all(type(number) in (int, float) for number in numbers):
+            raise ValueError(f"its record of epoch {place + 1} is {short(record)}")
+
+
+def checkpoint_is_whole(path: Path) -> bool:
+    """Whether the state of a training is what was written; of earlier versions', whether its own checks hold."""
+    try:
+        return _sums_hold(path.read_bytes())
+    except OSError:
+        return False
+
+
+def _sums_hold(data: bytes) -> bool:
+    if is_sealed(data):
+        return is_whole(data)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.testzip() is None
+    except Exception:  # of zipfile and its decompressors: a broken file fails in many ways
+        return False
 
 
 @contextmanager

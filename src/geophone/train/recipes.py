@@ -17,7 +17,7 @@ from geophone.record import ACTIVATIONS, WEIGHTED, activation_layers, layers_of,
 from geophone.registry import RECIPES
 from geophone.rng import Draws
 from geophone.train.augmix import augmixed, jensen_shannon
-from geophone.types import Model, describe, full_precision
+from geophone.types import Model, Snapshot, describe, full_precision
 
 
 @RECIPES.register
@@ -94,15 +94,15 @@ class SelectivityRegularised:
         if self.granularity == "blocks":
             modules = dict(unwrapped(model).named_modules())
             names = [name for name in layers_of(model) if not isinstance(modules[name], (*ACTIVATIONS, *WEIGHTED))]
-        outputs: list[Tensor] = []
+        outputs: list[Snapshot] = []
 
         def mean(response: Tensor) -> Tensor:
-            outputs.append(response)
+            outputs.append(Snapshot(response))
             return _spatial_mean(response)
 
         with tap(model, names, mean, detach=False) as seen:
             logits = model(x)
-        inner = [name for name, output in zip(seen, outputs, strict=True) if output is not logits]
+        inner = [name for name, output in zip(seen, outputs, strict=True) if not output.holds(logits)]
         asked = self.first or self.last or 1
         if len(inner) < asked:
             raise GeophoneError(

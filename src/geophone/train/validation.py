@@ -1,6 +1,7 @@
 """What validation images say after each epoch: how robust it is, which epoch to keep, catastrophic overfitting."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from geophone.errors import GeophoneError
 from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb import FGSM, LinfAPGD, LinfAutoAttack, LinfPGD
 from geophone.rng import Draws, draws, key
-from geophone.types import Model, device_of, evaluating, full_precision, seeded
+from geophone.types import Model, StopsEarly, device_of, evaluating, full_precision, seeded
 
 Shaken = Callable[[Tensor, Tensor, Model, Draws], Tensor]
 """A perturbation, or a recipe that corrupts as one."""
@@ -49,7 +50,8 @@ def robust_accuracy(
     refuse_frozen(model, "Robustness")
     if not len(split):
         raise GeophoneError("there are no images to measure robust accuracy on: give at least one.")
-    perturb: Shaken = perturbation if is_stochastic(model) else getattr(perturbation, "fool", perturbation)
+    given: Any = perturbation
+    perturb: Shaken = given.fool if isinstance(given, StopsEarly) and not is_stochastic(model) else perturbation
     held = 0
     with evaluating(model), full_precision(), seeded(key(seed, "validation"), device_of(model)), torch.no_grad():
         for batch in split.batches(batch_size):

@@ -23,7 +23,7 @@ from geophone.perturb.attacks.base import UNITS
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws, key
-from geophone.types import ROUNDING, Model, evaluating, seeded
+from geophone.types import ROUNDING, Model, check_columns, evaluating, seeded
 
 BALLS: dict[str, Norm] = {"linf": LINF, "l2": L2, "l1": L1}
 
@@ -269,7 +269,7 @@ def from_adv_lib(attack: Any, eps: float, *, ball: str | None = None, **options:
 
 
 class _Shown(nn.Module):
-    """A network as a library sees it: logits for images, of any float dtype, and nothing to tamper with."""
+    """A network as a library sees it: logits of the images' dtype for images of any, and nothing to tamper with."""
 
     def __init__(self, model: Model, x: Tensor) -> None:
         super().__init__()
@@ -279,8 +279,10 @@ class _Shown(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self._answer[0](x.to(self.place.dtype))
-        return logits
+        logits = self._answer[0](x.to(self.place.dtype))
+        if logits.ndim == 2:
+            check_columns(logits)
+        return logits.to(self.place.dtype)
 
 
 @contextmanager

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geophone.perturb.attacks.ascent import Ascent, checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.ascent import Ascent, classes_of, is_fooled, logits_at
 from geophone.perturb.attacks.base import Attack, check_draws
 from geophone.perturb.attacks.losses import Loss, find_loss, margin, targeted_dlr
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model, passed
+from geophone.types import Averages, Model, TakesSteps
 
 MOMENTUM = 0.25
 """The share of a step that repeats the step before; the rest goes where the gradient points."""
@@ -233,7 +233,7 @@ class _SparseRun(_Run):
 
 
 @dataclass(frozen=True)
-class _APGD(Attack):
+class _APGD(Attack, Averages, TakesSteps):
     """What the norms share."""
 
     steps: int = 50
@@ -380,7 +380,7 @@ def evaluate(
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
     """Logits and loss, each the mean over the draws, without the gradient."""
     with torch.no_grad():
-        draws = [checked_logits(passed(ascent.model, x), y, ascent.classes) for _ in range(ascent.draws)]
+        draws = [logits_at(ascent.model, x, y, ascent.classes) for _ in range(ascent.draws)]
         losses = [loss(logits, y) for logits in draws]
     if len(draws) == 1:
         return draws[0], losses[0]

@@ -13,7 +13,7 @@ from geophone.perturb.attacks.fold import folded
 from geophone.perturb.attacks.losses import Loss, ce, margin
 from geophone.perturb.attacks.norms import Norm
 from geophone.rng import Draws, key
-from geophone.types import Model, evaluating, passed, seeded
+from geophone.types import Model, check_columns, evaluating, passed, seeded
 
 FOOLED = 1e-5
 """How far, relative to the largest logit, another class must lead for an example to count as fooled while it is sought.
@@ -82,7 +82,7 @@ class Ascent:
 
     def _once(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
-        logits = checked_logits(passed(self.model, x), y, self.classes)
+        logits = logits_at(self.model, x, y, self.classes)
         values = loss(logits, y)
         return logits.detach(), values.detach(), input_gradient(values, x)
 
@@ -124,18 +124,29 @@ def check_finite(sums: Sequence[Float[Tensor, " _"]]) -> None:
     )
 
 
-def checked_logits(logits: Tensor, y: Tensor, classes: int = 0) -> Tensor:
-    """The logits, if they are some for these labels.
+def logits_at(model: Model, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"], classes: int = 0) -> Float[Tensor, "n k"]:
+    """What the model answers at x, checked, in the dtype of x: every attack asks the network here.
+
+    A network may compute in another dtype (float64, bfloat16, float16), all of it or its last layer; losses and
+    margins, and what they are compared with, are of the dtype of the images all the same.
 
     Raises:
-        GeophoneError: they aren't `[n, k]`, or k is below `classes`.
+        GeophoneError: the answer isn't logits `[n, k]`, k is 1 or below `classes`, or the model writes to x.
     """
-    if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < classes:
+    logits = passed(model, x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(y):
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise GeophoneError(
+            f"an attack needs logits [n, k] with k above every label: the model gave {given} for {len(y)} images. "
+            "Check the model's last layer."
+        )
+    check_columns(logits)
+    if logits.shape[1] < classes:
         raise GeophoneError(
             f"an attack needs logits [n, k] with k above every label: the model gave {list(logits.shape)} for {len(y)} "
             f"images with labels up to {classes - 1}. Check the model's last layer and the data set's classes."
         )
-    return logits
+    return logits.to(x.dtype)
 
 
 def classes_of(y: Int[Tensor, " n"]) -> int:

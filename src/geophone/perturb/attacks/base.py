@@ -16,7 +16,7 @@ from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
 from geophone.table import EOT
-from geophone.types import Model, Perturbation, describe, level_of
+from geophone.types import Averages, Ensemble, Model, Perturbation, Scales, StopsEarly, describe, level_of
 
 EOT_DRAWS = 10
 """Draws of a stochastic network's noise that a gradient is averaged over, where the attack doesn't say: as many as in
@@ -26,7 +26,7 @@ UNITS = "eps is in the units of images in [0, 1]: 8/255, not 8."
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(StopsEarly):
     """An attack of radius `eps` in the norm `norm`; subclasses say how it searches.
 
     `attack(x, y, model, rng)` gives adversarial examples of full strength, also where a weaker one would have fooled
@@ -41,6 +41,8 @@ class Attack:
     norm: ClassVar[Norm]
     black_box: ClassVar[bool] = False
     """Whether the attack sees nothing but the logits."""
+    highest: ClassVar[float | None] = None
+    """The largest eps that makes sense; None: 1 in l∞, else any."""
 
     def __post_init__(self) -> None:
         check_number(self, "eps", 0.0, 1.0 if self.norm is LINF else math.inf, UNITS)
@@ -116,7 +118,8 @@ def averaging(attack: Perturbation, stochastic: bool) -> Perturbation:
     thing: Any = attack
     if stochastic and (inner := _inner(thing)) is not None:
         return replace(thing, inner=describe(averaging(inner, True)))
-    return replace(thing, draws=EOT_DRAWS) if stochastic and getattr(thing, "draws", 1) is None else attack
+    open_ = stochastic and isinstance(attack, Averages) and attack.draws is None
+    return replace(thing, draws=EOT_DRAWS) if open_ else attack
 
 
 def draws_of(attack: Any, stochastic: bool) -> int:
@@ -127,9 +130,9 @@ def draws_of(attack: Any, stochastic: bool) -> int:
     """
     if (inner := _inner(attack)) is not None:
         return draws_of(inner, stochastic)
-    if hasattr(attack, "members"):
+    if isinstance(attack, Ensemble):
         return min(draws_of(member, stochastic) for member in attack.members())
-    draws = getattr(attack, "draws", 1)
+    draws = attack.draws if isinstance(attack, Averages) else 1
     if draws is None:
         return EOT_DRAWS if stochastic else 1
     return int(draws)
@@ -146,8 +149,7 @@ def eot_row(draws: int) -> dict[str, Any]:
 
 def _inner(perturbation: Any) -> Any:
     """The perturbation that another scales, as `MatchedL2` does; None for any other."""
-    code = getattr(perturbation, "inner", None)
-    return PERTURBATIONS.build(code) if isinstance(code, str) else None
+    return PERTURBATIONS.build(perturbation.inner) if isinstance(perturbation, Scales) else None
 
 
 def check_draws(attack: Any) -> None:

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from geophone.perturb.attacks.ascent import (
     check_finite,
-    checked_logits,
     classes_of,
     each_sum,
     input_gradient,
     is_fooled,
+    logits_at,
 )
 from geophone.perturb.attacks.base import MinimumNormAttack
 from geophone.perturb.attacks.norms import Norm
 from geophone.rng import Draws
-from geophone.types import Model, passed
+from geophone.types import Model
 
 DUAL = {1.0: torch.inf, 2.0: 2.0, torch.inf: 1.0}
 """The order q of a p-norm's dual, 1/p + 1/q = 1: a plane {δ : ⟨w, δ⟩ = a} is |a| / ‖w‖_q away from 0."""
@@ -78,7 +78,7 @@ class ClosestAttack(MinimumNormAttack):
     def _closest(self, x: Tensor, y: Tensor, model: Model, enough: float) -> Tensor:
         closest = Closest(x, self.norm, enough)
         with torch.no_grad():
-            logits = checked_logits(passed(model, x), y, classes_of(y))
+            logits = logits_at(model, x, y, classes_of(y))
         closest.offer(torch.arange(len(x), device=x.device), x, is_fooled(logits, y))
         self.improve(closest, logits, y, model)
         return closest.images
@@ -110,7 +110,7 @@ def nearest_boundary(
         GeophoneError: the model doesn't give logits for these labels, or no gradient, or one that isn't finite.
     """
     x = x.detach().requires_grad_()
-    logits = checked_logits(passed(model, x), y, least)
+    logits = logits_at(model, x, y, least)
     classes = rivals(logits.detach(), y, among) if isinstance(among, int) else among
     true = logits.gather(1, y[:, None])[:, 0]
     lead, steepness, normal = torch.zeros_like(true), torch.zeros_like(true), torch.zeros_like(x)

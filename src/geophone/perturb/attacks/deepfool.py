@@ -6,21 +6,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geophone.perturb.attacks.ascent import FOOLED, classes_of, is_fooled, until_fooled
+from geophone.perturb.attacks.ascent import FOOLED, classes_of, is_fooled, logits_at, until_fooled
 from geophone.perturb.attacks.base import MinimumNormAttack
 from geophone.perturb.attacks.boundary import column, nearest_boundary
 from geophone.perturb.attacks.norms import L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model, passed
+from geophone.types import Model, TakesSteps
 
 NUDGE = 1e-4
 """What the authors' code adds to the length of each step, so that a search doesn't end in ever shorter ones."""
 
 
 @dataclass(frozen=True)
-class _DeepFool(MinimumNormAttack):
+class _DeepFool(MinimumNormAttack, TakesSteps):
     """What both norms share: everything."""
 
     steps: int = 50
@@ -50,9 +50,9 @@ class _DeepFool(MinimumNormAttack):
         found = until_fooled(step, x, y, x, self.steps)
         with torch.no_grad():
             # Some end on a boundary that their short last steps don't cross: the overshoot of the whole way does.
-            stuck = column(~is_fooled(passed(model, found), y), x)
+            stuck = column(~is_fooled(logits_at(model, found, y), y), x)
             found = torch.where(stuck, (x + (1 + self.overshoot) * (found - x)).clamp_(0, 1), found)
-            return torch.where(column(is_fooled(passed(model, found), y), x), found, x)
+            return torch.where(column(is_fooled(logits_at(model, found, y), y), x), found, x)
 
 
 @PERTURBATIONS.register

@@ -18,14 +18,14 @@ from geophone.perturb.attacks.square import L1Square, L2Square, LinfSquare
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Averages, Ensemble, Model, TakesSteps
 
 VERSIONS = ("standard", "rand")
 TARGETS = 9
 
 
 @dataclass(frozen=True)
-class _AutoAttack(Attack):
+class _AutoAttack(Attack, Averages, Ensemble, TakesSteps):
     """What the norms share: everything but the kinds of the members."""
 
     version: str = "standard"

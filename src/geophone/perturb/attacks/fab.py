@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.perturb.attacks.ascent import FOOLED, is_fooled
+from geophone.perturb.attacks.ascent import FOOLED, is_fooled, logits_at
 from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column, nearest_boundary, rivals
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
-from geophone.types import Model, passed
+from geophone.types import Model, TakesSteps
 
 
 @dataclass(frozen=True)
-class _FAB(ClosestAttack):
+class _FAB(ClosestAttack, TakesSteps):
     """What the three norms share: everything but the projection."""
 
     steps: int = 100
@@ -59,7 +59,7 @@ class _FAB(ClosestAttack):
             from_moved, from_x = (points + self.eta * onto).reshape(2, *x.shape)
             moved = torch.lerp(from_moved, from_x, column(weight, x)).clamp_(0, 1)
             with torch.no_grad():
-                fooled = is_fooled(passed(model, moved), label)
+                fooled = is_fooled(logits_at(model, moved, label), label)
             closest.offer(rows, moved, fooled)
             moved = torch.where(column(fooled, x), torch.lerp(x, moved, self.beta), moved)
             if closest.enough > 0:

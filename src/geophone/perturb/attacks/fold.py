@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from geophone.types import Model, seeded
+from geophone.types import Model, Snapshot, seeded
 
 SAME = 1e-5
 """How far a folded network's logits may be from the network's, relative to the largest one."""
@@ -61,7 +61,7 @@ def _has_hooks(model: nn.Module) -> bool:
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
     """Names of each convolution and the BatchNorm that takes its output, from one forward pass; and the logits."""
-    made: dict[int, tuple[str, Tensor]] = {}  # by the output's id; the tensor is kept so that no other gets its id
+    made: dict[int, tuple[str, Snapshot]] = {}  # by the output's id; the tensor is kept so that no other gets its id
     found: list[tuple[str, str]] = []
     runs: dict[str, int] = {}
     handles = []
@@ -70,9 +70,11 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], Tens
         def hook(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
             runs[name] = runs.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
-                made[id(out)] = name, out
+                made[id(out)] = name, Snapshot(out)
             elif given and id(given[0]) in made:  # not by keyword
-                found.append((made[id(given[0])][0], name))
+                feeder, output = made[id(given[0])]
+                if output.holds(given[0]):  # else something was written to it on the way, as F.relu_ does
+                    found.append((feeder, name))
 
         handles.append(module.register_forward_hook(hook))
 

@@ -115,7 +115,7 @@ def gabor_kernels(rng: Draws) -> Float[Tensor, "n 1 23 23"]:
     sides = 1 + (10 * sides).floor()
     deviation = 0.1 + 0.3 * deviation
     frequency = 3 + (SIZE / 4 - 3) * frequency
-    place = torch.linspace(-0.5, 0.5, SIZE, device=sides.device)
+    place = torch.linspace(-0.5, 0.5, SIZE, dtype=sides.dtype, device=sides.device)
     down, across = place[:, None], place[None, :]
     envelope = torch.exp(-(down**2 + across**2) / (2 * deviation**2))
     waves = torch.zeros_like(envelope)

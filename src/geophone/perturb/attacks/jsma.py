@@ -11,18 +11,18 @@ from torch import Tensor
 from geophone.errors import GeophoneError
 from geophone.perturb.attacks.ascent import (
     check_finite,
-    checked_logits,
     classes_of,
     each_sum,
     input_gradient,
     is_fooled,
+    logits_at,
 )
 from geophone.perturb.attacks.base import under_attack
 from geophone.perturb.attacks.boundary import rivals
 from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model, passed
+from geophone.types import Model, StopsEarly
 
 CANDIDATES = 32
 """Values of which all pairs are tried."""
@@ -33,7 +33,7 @@ _TAKEN = -4.0  # below minus the sum of two scaled gradients: a pair with a valu
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class JSMA:
+class JSMA(StopsEarly):
     """Jacobian saliency map attack: changes pairs of values by `theta` until the network is fooled or gamma is spent.
 
         (p, q) = argmax -(α_p + α_q)·(β_p + β_q)   where α_p + α_q > 0 and β_p + β_q < 0
@@ -75,14 +75,15 @@ class JSMA:
             return x.clone()
         return under_attack(self.search, x, y, model, rng)
 
-    fool = __call__
-    """The same: it never does more than is needed."""
+    def fool(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+        """The same: it never does more than is needed."""
+        return self(x, y, model, rng)
 
     def search(self, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
         """The attack itself: gradients are on and the model is in evaluation mode."""
         with torch.no_grad():
             least = max(classes_of(y), 0 if self.target is None else self.target + 1)
-            logits = checked_logits(passed(model, x), y, least)
+            logits = logits_at(model, x, y, least)
         target = rivals(logits, y, 1)[:, 0] if self.target is None else torch.full_like(y, self.target)
         rows = (target != y).nonzero()[:, 0]
         out, moved, y, target = x.clone(), x[rows], y[rows], target[rows]
@@ -91,7 +92,7 @@ class JSMA:
             if not len(rows):
                 break
             moved = moved.requires_grad_()
-            logits = passed(model, moved)
+            logits = logits_at(model, moved, y)
             towards = input_gradient(logits.gather(1, target[:, None])[:, 0], moved, again=True)
             others = input_gradient(logits.sum(1), moved) - towards
             check_finite([each_sum(towards), each_sum(others)])

@@ -13,14 +13,14 @@ from geophone.perturb.attacks.base import Attack, check_draws
 from geophone.perturb.attacks.losses import find_loss
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Averages, Model, TakesSteps
 
 Laid = Callable[[Tensor, Tensor], Tensor]
 """From parameters `[m, …]` and the rows of the images that they belong to, `[m]`, to those images with the layer on."""
 
 
 @dataclass(frozen=True)
-class LayerAttack(Attack):
+class LayerAttack(Attack, Averages, TakesSteps):
     """An attack that climbs the loss in the parameters z of a layer, not in the pixels; subclasses say which layer.
 
     `steps` times z ← onward(z, ∂ loss / ∂z); then x' = laid(z).

@@ -1,7 +1,7 @@
 """The geometry of an attack's ball: its steepest direction, its projection, its uniform distribution."""
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -115,6 +115,12 @@ class _L1(_Ball):
         draws = -(1 - rng.uniform("start", size + 1)).to(like.dtype).log()
         signs = 1 - 2 * (rng.uniform("sign", size) < 0.5).to(like.dtype)
         return (signs * draws[:, :size] / draws.sum(1, keepdim=True)).reshape(like.shape)
+
+
+def norm_of(perturbation: Any) -> Norm | None:
+    """The norm of a perturbation's ball, if its class declares one; what else bears the name is none."""
+    norm = getattr(perturbation, "norm", None)
+    return norm if isinstance(norm, Norm) else None
 
 
 LINF: Norm = _Linf()

@@ -4,7 +4,7 @@ What they show is an upper bound of robustness: see `geophone.checks` for signs 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,12 +16,12 @@ from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import Averages, GoesOn, Model, TakesSteps
 
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class FGSM(Attack):
+class FGSM(Attack, Averages):
     """Fast gradient sign method: x' = clip(x + eps·sign(∇ loss), 0, 1).
 
     Attributes:
@@ -53,7 +53,7 @@ class FGSM(Attack):
 
 
 @dataclass(frozen=True)
-class _PGD(Attack):
+class _PGD(Attack, Averages, TakesSteps):
     """What the projected gradient attacks share: everything but the norm."""
 
     steps: int = 10
@@ -110,7 +110,7 @@ class LinfPGD(_PGD):
 
 @PERTURBATIONS.register
 @dataclass(frozen=True)
-class PGDSteps(LinfPGD):
+class PGDSteps(LinfPGD, GoesOn):
     """Projected gradient descent whose strength is its number of steps: small ones, in a large l-infinity ball.
 
     The selectivity papers' attack: step size 1e-4 and radius 16/255, so that no image comes near the border of the ball
@@ -137,7 +137,7 @@ class PGDSteps(LinfPGD):
     levels: ClassVar[tuple[float, ...]] = (5, 10, 20, 40, 80)
     fewest_steps: ClassVar[int] = 0
 
-    def onward(self, found: Tensor, weaker: "PGDSteps", x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
+    def onward(self, found: Tensor, weaker: Any, x: Tensor, y: Tensor, model: Model, rng: Draws) -> Tensor:
         """What calling it gives, from what a weaker one found: of a curve over steps only the last is paid for."""
         if weaker.steps == 0 or self.step_size is None:  # whose length depends on the number of steps
             return self(x, y, model, rng)

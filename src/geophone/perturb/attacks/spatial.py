@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from geophone.perturb.attacks.ascent import checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.ascent import classes_of, is_fooled, logits_at
 from geophone.perturb.attacks.base import Attack
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.checks import check_batch, check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model, passed
+from geophone.types import Model
 
 
 @PERTURBATIONS.register
@@ -71,7 +71,7 @@ class TranslationRotation(Attack):
         with torch.no_grad():
             for motion in range(motions.shape[1]):
                 moved = transformed(x, *motions[:, motion].T)
-                logits = checked_logits(passed(model, moved), y, classes)
+                logits = logits_at(model, moved, y, classes)
                 gap = margin(logits, y)
                 worst = torch.where((gap > highest)[:, None, None, None], moved, worst)
                 highest = highest.maximum(gap)
@@ -90,7 +90,9 @@ class TranslationRotation(Attack):
             share = 2 * rng.uniform("motion", self.tries, 3) - 1
         else:
             steps, turns = _grid(self.translations), _grid(self.rotations)
-            share = torch.tensor(list(product(steps, steps, turns)), device=x.device).expand(len(x), -1, -1)
+            share = torch.tensor(list(product(steps, steps, turns)), dtype=torch.float32, device=x.device).expand(
+                len(x), -1, -1
+            )
         return share.to(x.dtype) * (self.eps * x.new_tensor([self.pixels, self.pixels, self.degrees]))
 
 

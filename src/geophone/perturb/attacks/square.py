@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone.errors import GeophoneError
-from geophone.perturb.attacks.ascent import checked_logits, classes_of, is_fooled
+from geophone.perturb.attacks.ascent import classes_of, is_fooled, logits_at
 from geophone.perturb.attacks.base import Attack
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
 from geophone.registry import PERTURBATIONS
 from geophone.rng import Draws
-from geophone.types import Model, passed
+from geophone.types import Model
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of an image that a square covers is halved; other budgets are scaled."""
@@ -55,7 +55,7 @@ class _Square(Attack):
             if query:
                 tried = self.propose(x, best, block[:, turn], self.side(query, x))
             with torch.no_grad():
-                logits = checked_logits(passed(model, tried), y, classes)
+                logits = logits_at(model, tried, y, classes)
             margins = margin(logits, y)
             best = torch.where((margins > largest)[:, None, None, None], tried, best)
             largest = margins.maximum(largest)

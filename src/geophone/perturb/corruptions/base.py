@@ -12,7 +12,7 @@ from geophone.data.split import divided
 from geophone.errors import unknown
 from geophone.perturb.checks import check_batch, check_number
 from geophone.rng import Draws
-from geophone.types import Model
+from geophone.types import FitsImages, Model
 
 PRESETS = ("cifar10", "tiny_imagenet", "imagenet")
 """Whose published constants: CIFAR-10-C's (32 pixels), Tiny ImageNet-C's (64), ImageNet-C's (224)."""
@@ -27,7 +27,7 @@ def preset_for(height: int, width: int) -> str:
 
 
 @dataclass(frozen=True)
-class Corruption:
+class Corruption(FitsImages):
     """A natural corruption at one of five published severities; subclasses say what happens to the images.
 
     Results are quantised to 256 levels by truncation, as in the published data sets.

@@ -236,7 +236,8 @@ def _windows(
     counts = [len(window) for window in windows]
     shaped = partial(torch.Tensor.view, size=(size, *(1,) * (ndim - 2)))
     picks = [
-        torch.tensor([window[min(k, len(window) - 1)] for window in windows], device=device) for k in range(max(counts))
+        torch.tensor([window[min(k, len(window) - 1)] for window in windows], dtype=torch.int64, device=device)
+        for k in range(max(counts))
     ]
     shares = [
         None if k < min(counts) else shaped(torch.tensor([float(k < count) for count in counts], dtype=dtype))

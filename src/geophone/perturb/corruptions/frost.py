@@ -138,7 +138,7 @@ def album(kind: str, scale: float, h: int, w: int, device: torch.device) -> Albu
         height, width = picture.shape[:2]
         factor = max(scale, (h + 1.5) / height, (w + 1.5) / width)
         sized.append(picture if factor == 1 else resized(picture, factor))
-    heights, widths = (torch.tensor([picture.shape[axis] for picture in sized]) for axis in (0, 1))
+    heights, widths = (torch.tensor([picture.shape[axis] for picture in sized], dtype=torch.int64) for axis in (0, 1))
     start = (heights * widths).cumsum(0) - heights * widths
     pixels = torch.cat([picture.flatten(0, 1) for picture in sized])
     return Album(*(tensor.to(device) for tensor in (pixels, start, heights, widths)))
@@ -175,15 +175,15 @@ def procedural() -> list[UInt8[Tensor, "s s 3"]]:
     def fractal(name: str, decay: float) -> Tensor:
         return plasma(rng.uniform(name, side * side - 1).mul_(2).sub_(1), decay)
 
-    cracks = torch.zeros(len(FILES), side, side)
+    cracks = torch.zeros(len(FILES), side, side, dtype=torch.float32)
     for strength, decay, lines in ((1.0, 1.6, 3), (0.7, 1.45, 4), (0.5, 1.3, 3)):
         # From 0 to 1 and back `lines` times, as the fractal rises from 0 to 1.
         ridge = (2 * lines * fractal(f"cracks {strength}", decay)).remainder_(2).sub_(1).abs_()
         cracks += strength * ridge**4
     cloud = fractal("cloud", 1.8)
-    across = torch.linspace(-1, 1, side).abs()
+    across = torch.linspace(-1, 1, side, dtype=torch.float32).abs()
     edge = torch.maximum(across[:, None], across) ** 3
-    thickness = torch.linspace(-0.1, 0.5, len(FILES))[:, None, None]
+    thickness = torch.linspace(-0.1, 0.5, len(FILES), dtype=torch.float32)[:, None, None]
     white = (cracks * (0.1 + 0.6 * cloud) + 0.3 * cloud + 0.2 * edge + thickness).clamp_(0, 1)
-    dark, bright = torch.tensor([40.0, 66.0, 88.0]), torch.tensor([236.0, 244.0, 250.0])
+    dark, bright = torch.tensor([[40.0, 66.0, 88.0], [236.0, 244.0, 250.0]], dtype=torch.float32)
     return list((dark + white[..., None] * (bright - dark)).round().to(torch.uint8))

@@ -18,6 +18,7 @@ from geophone import table
 from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Undefined
+from geophone.metrics.metric import not_finite
 from geophone.metrics.outcomes import Z
 from geophone.perturb.attacks.fold import SAME, folded
 from geophone.record import Reduce, check_axes, check_ran, layers_of, logits_of, spatial_mean, tap, unwrapped
@@ -68,7 +69,8 @@ def input_gradients(
     1e-5 of the layer's largest.
 
     The network is in eval mode meanwhile and restored after; TF32 and autocast are off; no gradient of a parameter is
-    computed. A network that draws noise has other noise in each copy.
+    computed. A network that draws noise has other noise in each copy. A layer some of whose responses or gradients are
+    NaN or infinite has no value; the others have theirs.
 
     Args:
         model: Images in [0, 1] → logits. On the device where it is. An image's logits depend on no other image.
@@ -82,7 +84,7 @@ def input_gradients(
         progress: Called with (batches done, batches in all).
 
     Raises:
-        GeophoneError: bad images, unknown layers, at_once below 1, or gradients that are not finite.
+        GeophoneError: bad images, unknown layers, or at_once below 1.
 
     References:
         Leavitt & Morcos 2020 (input-unit gradients and their two variations), arXiv:2010.07693.
@@ -95,6 +97,7 @@ def input_gradients(
         raise GeophoneError(f"at_once={copies}: at least one unit goes into a backward pass.")
     wanted = [] if layers is None else layers_of(net, layers)
     sums: dict[str | None, UnitMoments] = {}  # by layer; without one, the length of the Jacobian
+    bad: dict[str | None, int] = {}  # likewise, images without a finite gradient
     classes = 0
     noise = key(seed, "network")
     with evaluating(net), full_precision(), deterministic(), seeded(noise, device), _recording_gradients():
@@ -113,6 +116,10 @@ def input_gradients(
             }
             norms[None] = _norms(logits, x, copies, "the network").norm(dim=1, keepdim=True)
             for layer, found in norms.items():
+                sound = found.isfinite().all(1)
+                if layer is not None:
+                    sound &= responses[layer][: len(batch)].isfinite().all(1)
+                bad[layer] = bad.get(layer, 0) + int((~sound).count_nonzero())
                 part = UnitMoments.of(batch.with_x(found))
                 sums[layer] = sums[layer] + part if layer in sums else part
             classes = logits.shape[1]
@@ -121,8 +128,9 @@ def input_gradients(
     jacobian = sums.pop(None)
     given = {**(columns or {}), "family": "clean", "perturbation": "clean", "level": 0.0, "n": jacobian.n}
     by_layer = {layer: moments for layer, moments in sums.items() if layer is not None}
-    rows = [row for metric in (_NORM, _CV_SAMPLES, _CV_UNITS) for row in _rows(metric, by_layer)]
-    return table.frame({**given, **row} for row in (*rows, _jacobian_row(jacobian, classes)))
+    flaws = {layer: not_finite(count, jacobian.n, "input gradients") for layer, count in bad.items() if count}
+    rows = [row for metric in (_NORM, _CV_SAMPLES, _CV_UNITS) for row in _rows(metric, by_layer, flaws)]
+    return table.frame({**given, **row} for row in (*rows, _jacobian_row(jacobian, classes, flaws.get(None))))
 
 
 @contextmanager
@@ -175,18 +183,18 @@ def _norms(response: Tensor, x: Tensor, copies: int, where: str) -> Float[Tensor
         (gradient,) = torch.autograd.grad(response, x, chosen.flatten(0, 1), retain_graph=True, allow_unused=True)
         gradient = torch.zeros_like(x) if gradient is None else gradient
         found.append(double(gradient).flatten(1).norm(dim=1).unflatten(0, (copies, n))[: len(units)])
-    norms = torch.cat(found).T
-    if not bool(norms.isfinite().all()):
-        raise GeophoneError(f"{where} has input gradients that are NaN or infinite: leave it out, or check its inputs.")
-    return norms
+    return torch.cat(found).T
 
 
-def _rows(metric: str, sums: Mapping[str, UnitMoments]) -> Iterator[dict[str, Any]]:
+def _rows(metric: str, sums: Mapping[str, UnitMoments], flaws: Mapping[str | None, str]) -> Iterator[dict[str, Any]]:
     """Rows of one metric: the units and the whole of each layer, then the network."""
     values: list[float] = []
     used = dead = 0
     for depth, (layer, moments) in enumerate(sums.items()):
         row = {"metric": metric, "layer": layer, "depth": depth}
+        if layer in flaws:
+            yield row | {"d": moments.d, "note": flaws[layer]}
+            continue
         if metric != _CV_UNITS:
             yield from (row | unit for unit in _unit_rows(metric, moments))
         alive = int((moments.mean > 0).sum())
@@ -244,7 +252,9 @@ def _left_out(dead: int) -> str:
     return f"{dead} dead unit{'s' if dead > 1 else ''} left out" if dead else ""
 
 
-def _jacobian_row(lengths: UnitMoments, classes: int) -> dict[str, Any]:
+def _jacobian_row(lengths: UnitMoments, classes: int, flaw: str | None) -> dict[str, Any]:
+    if flaw is not None:
+        return {"metric": "jacobian_norm", "d": classes, "note": flaw}
     value = float(lengths.mean)
     row = {"metric": "jacobian_norm", "value": value, "d": classes}
     if lengths.n < 2:

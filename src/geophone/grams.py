@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from geophone.data import Split
 from geophone.errors import GeophoneError
+from geophone.metrics.metric import OVERFLOW, not_finite
 from geophone.perturb.attacks.base import averaging
 from geophone.record import Reduce, check_ran, layers_of, logits_of, tap, unwrapped
 from geophone.rng import draws, key, stream
-from geophone.stats.hsic import LEAST, NOUGHT, centred_gram, norms, own_products, products, u_centred
+from geophone.stats.hsic import LEAST, NOUGHT, centred_gram, norms, own_products, power_of, products, u_centred
 from geophone.types import (
     Batch,
     Perturbation,
@@ -40,6 +41,10 @@ class Side:
         own: Per batch, the inner product of every layer's Gram matrix with itself.
         lengths: Per batch, squared distance from the mean of every image's response, `[l, n]`.
         first: Per batch that was looked at, the first component's share of the variance, `[l]`.
+        images: How many were seen.
+        bad: Of layers with any, how many images had NaN or infinite responses.
+        beyond: Layers whose responses are so much larger than in the first batch that their squares are infinite.
+        powers: Of each layer, the power of two that brings squares of responses into float32's range.
         scale: What each layer's Gram matrices are multiplied by, so that no product leaves the range of float32.
     """
 
@@ -50,7 +55,17 @@ class Side:
     own: list[Float[Tensor, " l"]] = field(default_factory=list)
     lengths: list[Float[Tensor, "l n"]] = field(default_factory=list)
     first: list[Float[Tensor, " l"]] = field(default_factory=list)
+    images: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    beyond: set[str] = field(default_factory=set)
+    powers: list[Tensor | None] = field(default_factory=list)
     scale: Float[Tensor, " l"] | None = None
+
+    def flaw(self, name: str) -> str:
+        """Why a layer has no similarity, whatever the other is; empty if nothing is wrong with it."""
+        if count := self.bad.get(name, 0):
+            return not_finite(count, self.images)
+        return f"responses grew from batch to batch until {OVERFLOW}" if name in self.beyond else ""
 
     def kept(self) -> dict[str, Tensor]:
         """All kept responses of each layer, `[m, d]`."""
@@ -168,6 +183,7 @@ def _answers(
     """U-centred Gram matrices of every layer's responses; the rest goes to the side."""
     shapes: list[tuple[int, torch.Size]] = []
     rows: list[Tensor] = []
+    bad: list[tuple[int, bool]] = []  # how many images are, and whether squares of sound ones are
     keeps = bool(kept.any())
 
     def taken(response: Tensor) -> Tensor:
@@ -178,10 +194,16 @@ def _answers(
             raise GeophoneError(
                 f"similarity needs one row per image; the reduction gave {list(reduced.shape)} for {len(x)} images."
             )
+        made = _gram(side, len(shapes), reduced) if pairs else reduced[:, :1].clone()
         shapes.append((reduced.shape[1], response.shape[2:] if response.ndim == 4 else torch.Size()))
+        count, sound = 0, bool((made.diagonal() if pairs else reduced.sum(1)).sum().isfinite())
+        if not sound:
+            count = int((~reduced.isfinite().all(1)).count_nonzero())
+            made = torch.zeros_like(made)  # it gets no value, and leaves the other layers theirs
+        bad.append((count, pairs and not sound and not count))
         if keeps:
-            rows.append(reduced[kept])
-        return centred_gram(reduced) if pairs else reduced[:, :1].clone()
+            rows.append(torch.zeros_like(reduced[kept]) if count else reduced[kept])
+        return made
 
     with tap(model, layers, taken) as seen:
         logits_of(unwrapped(model), x)
@@ -189,14 +211,19 @@ def _answers(
     if not seen:
         raise GeophoneError("the network has no layer to compare. Name layers.")
     names = tuple(seen)
+    side.images += len(x)
     if side.names and names != side.names:
         raise GeophoneError("the network ran other layers for this batch than for the one before.")
     if not side.names:
         side.names, side.widths = names, tuple(width for width, _ in shapes[: len(names)])
         side.stages = _stages([size for _, size in shapes[: len(names)]])
+    for name, (count, over) in zip(names, bad, strict=False):
+        if count:
+            side.bad[name] = side.bad.get(name, 0) + count
+        if over:
+            side.beyond.add(name)
     if keeps:
         for name, row in zip(names, rows, strict=False):
-            _check_finite(name, row)
             side.rows.setdefault(name, []).append(row)
     return _scaled_and_centred(side, torch.stack(list(seen.values()))) if pairs else x.new_empty(0, 0, 0)
 
@@ -204,8 +231,6 @@ def _answers(
 def _scaled_and_centred(side: Side, grams: Float[Tensor, "l n n"]) -> Float[Tensor, "l n n"]:
     """U-centred Gram matrices in the side's scale, in place; 0 where only rounding is left."""
     squares = grams.diagonal(dim1=1, dim2=2).double()
-    for name, lengths in zip(side.names, squares, strict=True):
-        _check_finite(name, lengths)
     side.lengths.append(squares.clone())
     if len(side.first) < LOOKED_AT:
         largest = torch.linalg.eigvalsh(grams)[:, -1].double()
@@ -220,9 +245,12 @@ def _scaled_and_centred(side: Side, grams: Float[Tensor, "l n n"]) -> Float[Tens
     return grams
 
 
-def _check_finite(layer: str, values: Tensor) -> None:
-    if not bool(values.isfinite().all()):
-        raise GeophoneError(f"layer {layer!r} has NaN or infinite responses. Load a sound checkpoint.")
+def _gram(side: Side, place: int, reduced: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """A layer's Gram matrix, in the power of two that its first batch asks for."""
+    if place == len(side.powers):
+        side.powers.append(power_of(reduced))
+    power = side.powers[place]
+    return centred_gram(reduced if power is None else torch.ldexp(reduced, power))
 
 
 def _summed(sums: Sums, ours: Tensor, theirs: Tensor, batch: Batch, images: bool, generator: torch.Generator) -> None:

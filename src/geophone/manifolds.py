@@ -18,6 +18,7 @@ from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.geometry import manifold_geometry
 from geophone.geometry.separability import separabilities
+from geophone.metrics.metric import not_finite
 from geophone.metrics.outcomes import Z
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
@@ -212,9 +213,20 @@ def _condition(
         exemplars, copies, width = points.shape
         row = {**here, "layer": layer, "depth": depth, "n": exemplars, "d": width}
         yield row | {"metric": "exemplar_capacity_floor", "value": 2 / copies}
-        yield from (row | part for part in _geometry(points, seed, **options))
+        bad = ~points.isfinite().flatten(1).all(1)
+        if flaw := _flaw(bad):
+            yield from (row | {"metric": name, "note": flaw} for name in _NAMES)
+        else:
+            yield from (row | part for part in _geometry(points, seed, **options))
         if clean is not None:
-            yield row | {"metric": "clean_separability", **_separability(clean[layer], points, seed)}
+            flaw = _flaw(bad | ~clean[layer].isfinite().flatten(1).all(1))
+            found = {"note": flaw} if flaw else _separability(clean[layer], points, seed)
+            yield row | {"metric": "clean_separability", **found}
+
+
+def _flaw(bad: Tensor) -> str:
+    """Why there is no value where some exemplars' copies have responses that are no numbers; empty if none has."""
+    return not_finite(int(bad.count_nonzero()), len(bad)) if bool(bad.any()) else ""
 
 
 def _geometry(points: Float[Tensor, "p m d"], seed: int, **options: Any) -> Iterator[dict[str, Any]]:

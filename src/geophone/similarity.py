@@ -23,6 +23,7 @@ from geophone.errors import GeophoneError, unknown
 from geophone.grams import Side, Sums, gathered
 from geophone.metrics import Undefined, maps
 from geophone.metrics.alike import ENDS, alike
+from geophone.metrics.metric import not_finite
 from geophone.perturb import grid
 from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
 from geophone.record import Reduce, answers_at_random, check_attacked, unwrapped
@@ -234,7 +235,7 @@ def similarity(
         elif measure in WHOLE and not single and not halves:
             made += _whole_rows(sums, ours, theirs, measure, shuffles, seed)
         else:
-            made += _pair_rows(ours, theirs, measure, shuffles, halves, seed)
+            made += _pair_rows(sums, ours, theirs, measure, shuffles, halves, seed)
     made += _scalar_rows(sums, made, taken[0]) + _same_layer_rows(sums, made, taken[0]) + _layer_rows(sums.a)
     if noisy:
         made.append({**eot_row(draws_of(shaken, True)), "n": len(split)})
@@ -275,8 +276,9 @@ def _stored(given: Any) -> dict[str, Tensor]:
                 f"{name}: similarity takes responses [n, d] of floats, not {list(x.shape)} of {x.dtype}. "
                 "Use x.flatten(1), or a mean over space."
             )
-        if not bool(x.isfinite().all()):
-            raise GeophoneError(f"{name}: the responses have NaN or infinite values. Mend what made them.")
+        bad = int((~x.isfinite().all(1)).count_nonzero())
+        if bad and not isinstance(given, Mapping):  # there is no other layer
+            raise GeophoneError(f"{name}: {not_finite(bad, len(x))}. Remove those rows from both sides.")
         made[str(name)] = x.detach()
     return made
 
@@ -313,8 +315,22 @@ def _check_aligned(first: Any, second: Any, ours: dict[str, Tensor], theirs: dic
             )
 
 
-def _side_of(layers: Mapping[str, Tensor]) -> Side:
-    return Side(tuple(layers), tuple(x.shape[1] for x in layers.values()), (0,) * len(layers))
+def _side_of(layers: dict[str, Tensor]) -> Side:
+    """Stored responses as a side; those of a layer that are not finite are taken out."""
+    side = Side(tuple(layers), tuple(x.shape[1] for x in layers.values()), (0,) * len(layers))
+    side.images = len(next(iter(layers.values())))
+    for name, x in layers.items():
+        if bad := int((~x.isfinite().all(1)).count_nonzero()):
+            side.bad[name], layers[name] = bad, torch.zeros_like(x)
+    return side
+
+
+def _flaw(sums: Sums, layer: str, other: str) -> str:
+    """Why two layers have no similarity because of what is wrong with one of them alone; empty if nothing is."""
+    if reason := sums.a.flaw(layer):
+        return reason
+    reason = sums.b.flaw(other)
+    return f"{other}, on the other side: {reason}" if reason else ""
 
 
 def _batch_rows(sums: Sums, measure: str, weights: str, seed: int) -> list[dict[str, Any]]:
@@ -380,20 +396,31 @@ def _whole_rows(
 
 
 def _pair_rows(
-    ours: dict[str, Tensor], theirs: dict[str, Tensor], measure: str, shuffles: int, resamples: int, seed: int
+    sums: Sums,
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    measure: str,
+    shuffles: int,
+    resamples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Pair by pair."""
     made = []
     for i, (name, x) in enumerate(ours.items()):
         for j, (other, y) in enumerate(theirs.items()):
+            where = {"layer": name, "depth": i, "other": other, "other_depth": j, "n": len(x), "d": x.shape[1]}
+            if flaw := _flaw(sums, name, other):
+                names = (measure, f"{measure}_shuffled") if shuffles else (measure,)
+                made += [{**where, "metric": metric, "value": None, "note": flaw} for metric in names]
+                continue
             found = alike(x, y, (measure,), resamples=resamples, shuffles=shuffles, seed=seed)[0]
-            where = {"layer": name, "depth": i, "other": other, "other_depth": j, "n": found.n, "d": found.p}
             made.append(
                 {**where, "metric": measure, "value": found.value, "low": found.low, "high": found.high}
                 | {"note": found.note}
             )
             if shuffles:
-                made.append({**where, "metric": f"{measure}_shuffled", "value": found.control})
+                why = None if found.control is not None else found.note
+                made.append({**where, "metric": f"{measure}_shuffled", "value": found.control, "note": why})
     return made
 
 
@@ -412,7 +439,9 @@ def _map_rows(
     for i, layer in enumerate(sums.a.names):
         for j, other in enumerate(sums.b.names):
             number, below, above = (None if part is None or isnan(part[i][j]) else part[i][j] for part in grid)
-            said = why if number is None else note
+            if flaw := _flaw(sums, layer, other):
+                number = below = above = None
+            said = flaw or (why if number is None else note)
             row = {"layer": layer, "depth": i, "other": other, "other_depth": j, "metric": measure, "value": number}
             made.append(row | {"low": below, "high": above, "n": n, "d": sums.a.widths[i], "note": said})
     return made
@@ -476,8 +505,10 @@ def _layer_rows(side: Side) -> list[dict[str, Any]]:
         "first_pc_share": (torch.stack(side.first).mean(0), looked_at),
         "dominant_share": (lengths.topk(few, 1).values.sum(1) / lengths.sum(1), n),
     }
-    return [
-        {"layer": layer, "depth": i, "metric": name, "value": float(value[i]), "n": count, "d": side.widths[i]}
-        for name, (value, count) in shares.items()
-        for i, layer in enumerate(side.names)
-    ]
+    made = []
+    for name, (value, count) in shares.items():
+        for i, layer in enumerate(side.names):
+            row = {"layer": layer, "depth": i, "metric": name, "n": count, "d": side.widths[i]}
+            flaw = side.flaw(layer) or ("the responses do not vary" if isnan(value[i]) else "")
+            made.append(row | ({"note": flaw} if flaw else {"value": float(value[i])}))
+    return made

@@ -21,6 +21,9 @@ Model = nn.Module | Callable[[Tensor], Tensor]
 ROUNDING = 1e-6
 """How far images may leave [0, 1] and still count as in it: resizing in float32 does as much."""
 
+SMALL = 512
+"""Rows of a matrix up to which linear algebra is not shared between threads."""
+
 UNLABELLED = -1
 """The label of an image that has none. No class bears it, so nothing counts it as a right or a wrong answer."""
 
@@ -332,6 +335,24 @@ def deterministic() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
         if workspace is None:
             os.environ.pop(_WORKSPACE, None)
+
+
+@contextmanager
+def one_thread(largest: int) -> Iterator[None]:
+    """One thread of torch's inside the block, if its matrices have at most `SMALL` rows; as many as before after it.
+
+    For loops over small matrices: threads that wait for one another take longer than the work, by up to 40 times where
+    eigenvectors are computed.
+    """
+    before = torch.get_num_threads()
+    if largest > SMALL or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from geophone.data import Split
 from geophone.errors import GeophoneError
 from geophone.metrics import Undefined, maps
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import flatten, positions, record
+from geophone.record import flatten, positions, record, tap
 from geophone.rng import stream
 from geophone.similarity import DECONFOUNDED, MINIBATCH, SAME_LAYER, Similarity, similarity
 from geophone.train import initialised
@@ -403,12 +403,57 @@ def test_bad_input_is_one_clear_error(call: Callable[[], Similarity], words: str
         call()
 
 
-def test_responses_that_are_not_finite_name_their_layer() -> None:
+@pytest.mark.parametrize("measure", ["cka_minibatch", "cka_minibatch_deconfounded", "cka", "cka_biased", "procrustes"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_layer_that_is_not_finite_leaves_the_others_theirs(measure: str, value: float) -> None:
+    """Of one image in one layer: every pair with that layer is null with the reason, all others are as without it."""
     model = net(0)
-    model.conv2.weight.data[:] = 1e30  # type: ignore[union-attr,operator]
-    model.head.weight.data.zero_()  # type: ignore[union-attr,operator]
-    with pytest.raises(GeophoneError, match="'conv2' has NaN or infinite"):
-        similarity(model, data=images(), layers=LAYERS)
+
+    def spoiled(response: torch.Tensor) -> torch.Tensor:
+        flat = response.flatten(1)
+        if response.shape[1] == model.conv2.out_channels:  # type: ignore[union-attr]
+            flat = flat.clone()
+            flat[torch.isclose(flat[:, :9], mark, atol=1e-4).all(1)] = value
+        return flat
+
+    names = ["conv1", "conv2"]
+    with tap(model, ["conv2"], lambda r: r.flatten(1)) as seen:
+        model(images().x[:1])
+    mark = seen["conv2"][0, :9]
+    sound, broken = (
+        similarity(model, data=images(), layers=names, measures=measure, reduce=reduce, shuffles=2)
+        for reduce in (lambda r: r.flatten(1), spoiled)
+    )
+    with_it = (pl.col("layer") == "conv2") | (pl.col("other") == "conv2").fill_null(False)
+    lost = broken.table.filter(with_it & pl.col("layer").is_not_null())
+    assert len(lost) >= 3
+    assert lost["value"].null_count() == len(lost)
+    assert all(f"1 of {len(images())} examples have NaN or infinite responses" in note for note in lost["note"])
+    kept = (sound.table.filter(~with_it & (pl.col("layer") == "conv1")) for sound in (sound, broken))
+    assert next(kept).equals(next(kept))
+
+
+@pytest.mark.parametrize("measure", ["cka_minibatch", "cka"])
+@pytest.mark.parametrize("scale", [1e34, 1e-34])
+def test_responses_that_float32_cannot_square_are_no_others(measure: str, scale: float) -> None:
+    model = net(0)
+    sound, scaled = (
+        similarity(model, data=images(), layers=LAYERS, measures=measure, reduce=reduce, shuffles=0).map()
+        for reduce in (lambda r: r.flatten(1), lambda r: r.flatten(1) * scale)
+    )
+    # Scaled by 1e34 the responses are rounded anew in float32: 1e-7 of each.
+    assert np.allclose(sound, scaled, atol=1e-5)
+    assert not np.isnan(sound).any()
+
+
+def test_stored_responses_that_are_not_finite() -> None:
+    rows = torch.randn(40, 3, generator=stream("stored"))
+    holed = rows.clone()
+    holed[4, 1] = torch.nan
+    found = similarity({"a": rows, "b": holed, "c": rows[:, :2]})
+    assert np.isnan(found.map()).tolist() == [[False, True, False], [True, True, True], [False, True, False]]
+    notes = found.table.filter(pl.col("other") == "b", pl.col("value").is_null())["note"].unique().to_list()
+    assert all("1 of 40 examples have NaN or infinite responses" in note for note in notes)
 
 
 # What a map shows, in numbers: closed forms.

@@ -557,6 +557,25 @@ def test_partial_tables_make_a_page_that_says_what_is_missing(name: str, synthet
     assert ("checks" in page.ids("section")) == (name in ("clean only", "no attack", "checks only"))
 
 
+@pytest.mark.parametrize(
+    ("high", "told"), [(0.30, True), (None, True), (0.42, False)], ids=["clear of it", "without a range", "within it"]
+)
+def test_no_story_is_told_of_selectivity_at_its_floor(high: float | None, told: bool, synthetic: ModuleType) -> None:
+    """Layers at .37 and .39, shuffled labels at .25 or anywhere up to .42: between these nothing rises."""
+    at, layer = pl.col("metric") == "class_selectivity", pl.col("layer").is_not_null()
+    at_floor = (pl.col("metric") == "class_selectivity_floor") & layer
+    table = synthetic.make_table([None], [None]).with_columns(
+        value=pl.when(at & layer).then(0.37 + 0.02 * pl.col("depth")).when(at_floor).then(0.25).otherwise("value"),
+        high=pl.when(at_floor).then(pl.lit(high, pl.Float64)).otherwise("high"),
+        low=pl.when(at_floor).then(pl.lit(None if high is None else 0.2, pl.Float64)).otherwise("low"),
+    )
+    third = sentences(table)[2]
+    assert ("class selectivity goes from" in third) == told
+    assert ("takes mean selectivity from" in third) == told
+    assert ("class selectivity cannot be told from what shuffled labels give" in third) == (not told)
+    assert "that share from" in third  # dimensionality has no floor, and its story stays
+
+
 def test_a_scan_is_refused_a_relation_with_the_reason(synthetic: ModuleType) -> None:
     page = Page(report_page(synthetic.make_table([None], [None]), {}, "Scan"))
     assert "needs at least 8 networks and 2 seeds, has 1 and 0" in page.text

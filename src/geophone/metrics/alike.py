@@ -17,7 +17,7 @@ from geophone.metrics.outcomes import Z
 from geophone.registry import METRICS
 from geophone.rng import stream
 from geophone.stats.statistic import double
-from geophone.types import Pair
+from geophone.types import Pair, one_thread
 
 ENDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("cka", "cka_biased", "cka_rbf", "cka_rbf_kornblith", "cka_without_first_pc"), (0.0, 1.0)),
@@ -120,6 +120,15 @@ def alike(
     rows = [(whole, whole)]
     rows += [(half, half) for half in (torch.randperm(n, generator=halves)[:m] for _ in range(resamples))]
     rows += [(whole, torch.randperm(n, generator=orders)) for _ in range(shuffles)]
+    with one_thread(n):
+        found = _found(chosen, a, b, rows)
+    return [_summed(metric.name, found[metric.name], resamples, (n, a.shape[1], b.shape[1])) for metric in chosen]
+
+
+def _found(
+    chosen: Sequence[Metric], a: Tensor, b: Tensor, rows: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, list[float | Undefined]]:
+    """Of each measure the values of some rows of one side and of the other."""
     found: dict[str, list[float | Undefined]] = {}
     for statistic, turns in dict.fromkeys((metric.statistic, metric.name in TURNS) for metric in chosen):
         members = [metric for metric in chosen if (metric.statistic, metric.name in TURNS) == (statistic, turns)]
@@ -130,7 +139,7 @@ def alike(
             summary = of_all_rows(statistic, Pair(*(_narrow(part) if turns else part for part in parts)))
             for metric in members:
                 found[metric.name].append(_value(metric, summary))
-    return [_summed(metric.name, found[metric.name], resamples, (n, a.shape[1], b.shape[1])) for metric in chosen]
+    return found
 
 
 def compact(x: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:

@@ -21,9 +21,9 @@ OVERFLOW = (
 OUT_OF_RANGE = "its formula leaves the range of float64: the responses are too large or too small; scale them"
 
 
-def not_finite(bad: int, n: int) -> str:
+def not_finite(bad: int, n: int, what: str = "responses") -> str:
     """The reason why there is no value where some examples' responses are not numbers."""
-    return f"{bad} of {n} examples have NaN or infinite responses"
+    return f"{bad} of {n} examples have NaN or infinite {what}"
 
 
 class Undefined(GeophoneError):

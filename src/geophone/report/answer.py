@@ -11,6 +11,8 @@ from geophone.report.words import INTERVAL, SPACE, decimal, measure, p_value, pe
 HALF = "half_accuracy_eps"
 WHOLE = pl.col("layer").is_null() & (pl.col("metric") == "accuracy")
 SIDES = {"natural": "noise and corruptions", "attack": "attacks"}
+FLOORS = {"class_selectivity": "class_selectivity_floor"}
+"""Measures that few images bring to a value of their own, and what has that value."""
 MISSING = {"natural": "no noise or corruption", "attack": "no attack"}
 
 
@@ -152,10 +154,6 @@ def _geometry(summary: pl.DataFrame) -> str:
         if change:
             said += f"; {hurt['label'][0]}, the most harmful of all, takes {' and '.join(change)}"
     return f"On clean images {said}." if said else "The table has no class selectivity and no dimensionality."
-
-
-FLOORS = {"class_selectivity": "class_selectivity_floor"}
-"""Measures that few images bring to a value of their own, and what has that value."""
 
 
 def _selectivity(clean: pl.DataFrame) -> str:

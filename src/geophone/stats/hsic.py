@@ -5,6 +5,7 @@ before anything is multiplied, and products are summed in float64.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,28 @@ CONSTANT = 2.0**-40
 """Variance, as a share of the squared mean, at which float32 responses do not vary: (2⁻²⁰)², 8 ulp."""
 NOUGHT = 1e-9
 """Share of a Gram matrix's squares below which what U-centring leaves of it is rounding."""
+SMALLEST, LARGEST = 1e-12, 1e12
+"""Between these, float32 holds fourth powers of sums of responses that metrics take."""
 LEAST = 4
 """Rows that the unbiased estimator needs."""
 _COLUMNS = 2**13  # summed in float32 before a partial sum is added in float64
 _BLOCKS, _LEAST_ROWS = 4, 32  # of rows, so that the half of a symmetric product is not computed twice
 _CACHED = 2**18  # numbers that stay in a core's cache: 1 MiB
+
+
+def in_range(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows whose squares leave the range of float32, scaled by a power of two so that they do not; others as they are.
+
+    A power of two rounds nothing.
+    """
+    power = power_of(x)
+    return torch.ldexp(x, power) if power is not None else x
+
+
+def power_of(x: Float[Tensor, "n d"]) -> Tensor | None:
+    """The power of two that brings the largest number to about 1; None where its square is in range as it is, or 0."""
+    largest = x.abs().max()
+    return -largest.frexp().exponent if 0 < largest < inf and not SMALLEST < largest < LARGEST else None
 
 
 def centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -109,8 +127,8 @@ def cross_products(
     Returns:
         Products `[p, q]`, and the norms of both sets, each layer in a unit of its own; a norm that is rounding is 0.
     """
-    ours = [_unit(centred(x)) for x in first]
-    theirs = ours if second is None else [_unit(centred(x)) for x in second]
+    ours = [_unit(centred(in_range(x))) for x in first]
+    theirs = ours if second is None else [_unit(centred(in_range(x))) for x in second]
     if _by_samples(len(ours[0]), [x.shape[1] for x in ours], [x.shape[1] for x in theirs]):
         made = _in_samples(ours, None if second is None else theirs, debiased)
     else:

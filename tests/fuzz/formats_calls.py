@@ -119,7 +119,7 @@ for registry, valid in (
             words=(valid,),
             use=lambda case, registry=registry: registry.build(case.words[0], **_MORE.get(registry.plural, {})),
             mutators=(_call_of(registry), _near(registry), any_word()),
-            cases=400,
+            cases=200 if registry is MODELS else 400,  # they are made, and some are large
             row=50,
             quiet=registry is not DATASETS,  # a download that is tried says so
         )

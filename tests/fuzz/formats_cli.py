@@ -157,7 +157,7 @@ _verb(
         "--also": ("participation_ratio", "accuracy", ",", "absent"),
         "--reduce": _REDUCE,
     },
-    120,
+    40,
 )
 _verb(
     "attack my.py:make good.npz --attacks FGSM",
@@ -167,7 +167,7 @@ _verb(
         "--attacks": ("FGSM", "LinfPGD(steps=1)", "noise", "", "LinfPGD(steps=0)"),
         "--restarts": ("1", "2", "0", "10001"),
     },
-    160,
+    60,
 )
 _verb(
     "compare my.py:make my.py:make good.npz --layers relu1",
@@ -181,7 +181,7 @@ _verb(
         "--points": ("4", "3", "1000"),
         "--reduce": _REDUCE,
     },
-    120,
+    40,
 )
 _verb(
     "run study.py:Nothing --out out",
@@ -198,7 +198,5 @@ _verb(
     },
     160,
 )
-_verb(
-    "report done", {"--out": ("page.html", "deep/er/page.html", "done/report.html", "done", "done/table/a.html")}, 120
-)
+_verb("report done", {"--out": ("page.html", "deep/er/page.html", "done/report.html", "done", "done/table/a.html")}, 60)
 _verb("list perturbations", {"--plugin": ("my.py", "study.py", "absent.py", "folder", "good.npz", "fifo")}, 120)

@@ -287,9 +287,12 @@ def test_only_images_have_squares(kind: Any) -> None:
 
 @EACH
 def test_logits_of_other_shapes_are_errors(kind: Any) -> None:
-    x, y = torch.rand(2, 1, 5, 5), torch.ones(2, dtype=torch.int64)
-    with pytest.raises(GeophoneError, match=r"needs logits|gives logits \[2, 1\], one column"):
-        kind()(x, y, lambda x: x.sum((1, 2, 3))[:, None], draws("s", index=torch.arange(2)))
+    x, y, rng = torch.rand(2, 1, 5, 5), torch.full((2,), 2), draws("s", index=torch.arange(2))
+    for shape in (lambda total: total, lambda total: torch.stack([total, -total], dim=1)):
+        with pytest.raises(GeophoneError, match="needs logits"):
+            kind()(x, y, lambda x, shape=shape: shape(x.sum((1, 2, 3))), rng)
+    with pytest.raises(GeophoneError, match="one column"):
+        kind()(x, y, lambda x: x.sum((1, 2, 3))[:, None], rng)
 
 
 @EACH

@@ -4,7 +4,7 @@
 
 Each commit is checked out into a folder of its own and runs the studies with this environment's packages, one torch
 thread. Rows are matched by what they describe, not by ids: all columns but `job` and the results. Results must be equal
-to the bit. `--allow` excepts what a commit means to change: WHERE is COLUMN=PATTERN, a shell pattern, joined by semicolons
+to the bit. `--allow` excepts what a commit means to change: WHERE is COLUMN=PATTERN (a shell pattern), several by ";"
 (`--allow "recipe=Stochastic*"`, `--allow "metric=cka_minibatch:1e-6"`); without a tolerance any result will do. Columns
 that only the new commit has are left out of the comparison. Exit 1 where rows differ.
 """

@@ -61,6 +61,28 @@ def check_counts(least: int = 1, **counts: Any) -> None:
             raise GeophoneError(f"{name}={count!r}: give a whole number of at least {least}.")
 
 
+def check_is(kind: type | tuple[type, ...], wanted: str, **given: Any) -> None:
+    """Raise an error for what is of another kind than it should be.
+
+    Args:
+        kind: As `isinstance` takes it.
+        wanted: What to give instead, in the user's words.
+        **given: Arguments by name.
+
+    Raises:
+        GeophoneError: there is one.
+    """
+    for name, value in given.items():
+        if isinstance(value, type) or not isinstance(value, kind):
+            raise misfit(name, value, wanted)
+
+
+def misfit(name: str, value: Any, wanted: str) -> GeophoneError:
+    """The error for a value of another kind than it should be."""
+    said = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+    return GeophoneError(f"{name} is {said}: give {wanted}.")
+
+
 def short(value: object, longest: int = 200) -> str:
     """A value as code, its middle left out where it is long."""
     text = repr(value)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geophone import table
+from geophone.arguments import checked
 from geophone.data import as_split
 from geophone.errors import GeophoneError
 from geophone.metrics import Undefined
@@ -35,6 +36,7 @@ _DEAD = "its input gradient is 0 on every image"
 _PROBE = 4  # images that a folded network is compared on
 
 
+@checked
 def input_gradients(
     model: Model,
     data: Any,
@@ -102,7 +104,7 @@ def input_gradients(
     noise = key(seed, "network")
     with evaluating(net), full_precision(), deterministic(), seeded(noise, device), _recording_gradients():
         split = as_split(data).to(device)
-        steps = -(-len(split) // batch_size)
+        steps = split.steps(batch_size)
         some = next(split.batches(_PROBE)).x
         check_axes(net, some, copies * min(batch_size, len(split)), layers)
         fast = _folded(net, some, layers, reduce)

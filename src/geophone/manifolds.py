@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geophone import table
+from geophone.arguments import checked
 from geophone.data import as_split
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, check_counts
 from geophone.geometry import manifold_geometry
 from geophone.geometry.separability import separabilities
 from geophone.metrics.metric import not_finite
@@ -68,10 +69,11 @@ _NO_DIFFERENCE = "clean and shaken copies have one and the same response"
 Clouds = dict[str, Float[Tensor, "p m d"]]
 
 
+@checked
 def exemplar_manifolds(
     model: Model,
     data: Any,
-    perturbations: str | Sequence[Perturbation] = (),
+    perturbations: str | Perturbation | Sequence[Perturbation | str] = (),
     layers: Sequence[str] | None = None,
     *,
     exemplars: int = 50,
@@ -136,6 +138,7 @@ def exemplar_manifolds(
 
     >>> exemplar_manifolds(model, "fashion_mnist_mini", "LinfPGD(eps=8/255, steps=1, step_size=8/255)", ["relu?"])
     """
+    check_counts(exemplars=exemplars, copies=copies)
     if exemplars < 2 or not 2 <= copies < MOST_COPIES:
         raise GeophoneError(
             f"{exemplars} exemplars with {copies} copies: at least 2 of each are needed, and fewer than {MOST_COPIES} "

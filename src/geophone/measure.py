@@ -12,8 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from geophone import table
+from geophone.arguments import checked
 from geophone.data import Split, as_split
-from geophone.errors import GeophoneError, Unlabelled
+from geophone.errors import GeophoneError, Unlabelled, check_counts
 from geophone.metrics import Metric, Undefined, default_metrics
 from geophone.metrics.metric import not_finite
 from geophone.models.stochastic import refuse_frozen
@@ -98,10 +99,11 @@ def _not_finite(batch: Batch | Pair, examples: int) -> Int[Tensor, ""]:
     return rows.reshape(examples, -1).any(1).count_nonzero()
 
 
+@checked
 def measure(
     model: Model,
     data: Any,
-    perturbations: str | Sequence[Perturbation] = (),
+    perturbations: str | Perturbation | Sequence[Perturbation | str] = (),
     layers: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     *,
@@ -141,7 +143,8 @@ def measure(
 
     >>> measure(model, "fashion_mnist_mini", "LinfPGD(eps=8/255)", ["relu*"], ["accuracy", "cka"])
     """
-    chosen = [METRICS[name] for name in (default_metrics() if metrics is None else metrics)]
+    chosen = _named(default_metrics() if metrics is None else metrics)
+    check_counts(batch_size=batch_size)
     split = as_split(data).near(model)
     conditions = [_Condition(columns_of(p), p) for p in (None, *shakes(perturbations, split.x.shape))]
     if len(conditions) > 1:
@@ -152,7 +155,7 @@ def measure(
     project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
     depth: dict[str, int] = {}
     shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]
-    steps = -(-len(split) // batch_size) * len(conditions)
+    steps = split.steps(batch_size) * len(conditions)
     done = 0
     noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
     with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), without_gradients():
@@ -319,10 +322,17 @@ def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, i
             }
 
 
+def _named(metrics: str | Sequence[str]) -> list[Metric]:
+    """Metrics by their names, or by one name."""
+    names = [metrics] if isinstance(metrics, str) else metrics
+    return [METRICS[name] for name in names]
+
+
 def _needs(metric: Metric) -> tuple[type[Any], bool]:
     return metric.statistic, metric.shuffled
 
 
+@checked
 def compare(
     first: Model,
     second: Model,
@@ -353,7 +363,8 @@ def compare(
     Raises:
         GeophoneError: a metric that reads no pairs, or no layer that both have.
     """
-    chosen = [METRICS[name] for name in metrics]
+    chosen = _named(metrics)
+    check_counts(batch_size=batch_size)
     if wrong := [m.name for m in chosen if m.reads != "pair"]:
         raise GeophoneError(f"{wrong[0]} does not compare two sets of responses. Name metrics that do, such as cka.")
     condition = _Condition({"family": "networks", "perturbation": "another network", "other": "second"}, None)

@@ -9,6 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from geophone.arguments import checked
 from geophone.data import Split, as_split, load
 from geophone.errors import GeophoneError, unknown
 from geophone.measure import measure
@@ -21,6 +22,7 @@ from geophone.types import Model, Perturbation
 SETS = ("cifar10_c", "cifar100_c", "tiny_imagenet_c", "imagenet_c")
 
 
+@checked
 def published(
     model: Model,
     data: str = "cifar10_c",

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from geophone.arguments import checked
 from geophone.data import Split
 from geophone.errors import GeophoneError, Unlabelled, check_counts, unknown
 from geophone.geometry.clouds import projection
@@ -170,6 +171,7 @@ def _is_block(module: nn.Module) -> bool:
     return not type(module).__module__.startswith("torch.nn.") and any(isinstance(child, WEIGHTED) for child in inside)
 
 
+@checked
 @contextmanager
 def tap(
     model: Model, layers: Sequence[str] | None = None, reduce: Reduce = spatial_mean, detach: bool = True
@@ -380,6 +382,7 @@ def _kind(shape: tuple[int, ...], declared: tuple[bool, int, int] | None) -> str
     return "channels"  # a linear layer between two permutations, as ConvNeXt's
 
 
+@checked
 def record(
     model: nn.Module,
     batches: Any,

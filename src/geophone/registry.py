@@ -8,12 +8,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from geophone.errors import GeophoneError, reason_of, short, unknown
+from geophone.arguments import PLAIN, checked
+from geophone.errors import GeophoneError, check_is, reason_of, short, unknown
 
 T = TypeVar("T")
 
@@ -44,10 +46,13 @@ class Registry(Generic[T]):
         return thing
 
     def register(self, thing: T) -> T:
-        """Decorator: register a class or function under its own name."""
+        """Decorator: register a class or function under its own name. The fields of a dataclass are checked then."""
+        if isinstance(thing, type) and is_dataclass(thing):
+            thing.__init__ = checked(thing.__init__)  # type: ignore[method-assign]
         return self.add(thing.__name__, thing)  # type: ignore[attr-defined]
 
     def __getitem__(self, name: str) -> T:
+        check_is(str, f"its name as a text, such as {next(iter(self._things), '')!r}", **{f"this {self.kind}": name})
         if name not in self._things:
             raise unknown(self.kind, name, self._things, f"`geophone list {self.plural}` shows all of them.")
         return self._things[name]
@@ -188,16 +193,6 @@ def _finite(value: int | float) -> int | float:
     return value
 
 
-_PLAIN: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "text",
-    Path: "a path",
-    NoneType: "None",
-}
-
-
 def _fitting(value: Any, parameter: inspect.Parameter, text: str) -> Any:
     """A literal as the parameter's annotation wants it: a whole number is a float where one is asked for, and back.
 
@@ -206,14 +201,14 @@ def _fitting(value: Any, parameter: inspect.Parameter, text: str) -> Any:
     """
     annotation = parameter.annotation
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    allowed = [_PLAIN[kind] for kind in kinds if kind in _PLAIN]
+    allowed = [PLAIN[kind] for kind in kinds if kind in PLAIN]
     for kind in kinds:
         items = get_args(kind)
         if get_origin(kind) in (Sequence, tuple) and items and items[0] in (int, float):
             if isinstance(value, tuple | list) and all(type(one) is int or type(one) is items[0] for one in value):
                 return tuple(items[0](one) for one in value)
-            allowed.append(f"a tuple of {_PLAIN[items[0]].removeprefix('a ')}s")
-        elif kind not in _PLAIN:
+            allowed.append(f"a tuple of {PLAIN[items[0]].removeprefix('a ')}s")
+        elif kind not in PLAIN:
             return value  # of a type that only the thing itself can check
         elif type(value) is kind or (kind is float and type(value) is int):
             return kind(value) if kind is not NoneType else None
@@ -285,9 +280,10 @@ def _importing(origin: str, what: str) -> Iterator[None]:
         _loading.pop()
 
 
-def load_plugin(path: Path) -> Any:
+@checked
+def load_plugin(path: Path | str) -> Any:
     """Load a plug-in: one Python file that registers metrics, perturbations, recipes, models, data sets or studies."""
-    return load_file(path, "plug-in")
+    return load_file(Path(path), "plug-in")
 
 
 def load_entry_points() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from geophone.arguments import checked
 from geophone.errors import GeophoneError, unknown
 
 Array = NDArray[np.float64]
@@ -109,6 +110,7 @@ def robustness_measures(wide: pl.DataFrame) -> list[str]:
     return [c for c in names if wide[c].null_count() < len(wide)]
 
 
+@checked
 def relate(
     table: pl.DataFrame,
     *,

@@ -18,14 +18,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geophone import table
+from geophone.arguments import checked
 from geophone.data import Split, as_split
 from geophone.errors import GeophoneError, check_counts
 from geophone.metrics import share_interval
 from geophone.models.stochastic import refuse_frozen
-from geophone.perturb import L2, LINF, Attack, MinimumNormAttack, at_level, grid
+from geophone.perturb import L2, LINF, Attack, MinimumNormAttack, at_level
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import norm_of
+from geophone.perturb.grids import named_perturbations
 from geophone.record import asked_twice, check_labels, logits_of, need_labels
 from geophone.rng import draws, key
 from geophone.types import (
@@ -197,10 +199,11 @@ class Curve:
             yield {**common, **eot_row(self.draws)}
 
 
+@checked
 def survival(
     model: Model,
     data: Any,
-    attacks: str | Perturbation | Sequence[Perturbation],
+    attacks: str | Perturbation | Sequence[Perturbation | str],
     *,
     restarts: int = 1,
     every: bool = True,
@@ -245,7 +248,7 @@ def survival(
     parts = []
     split = as_split(data).near(model)
     each = len(chosen) * restarts
-    steps = -(-len(split) // batch_size) * each
+    steps = split.steps(batch_size) * each
     with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
         _warn_of_noise(judge, chosen)
@@ -265,6 +268,7 @@ def survival(
     return Survival(names, index, clean, rate, margins, distance, judged, union, judge.passes, judge.classes, averaged)
 
 
+@checked
 def eps_curve(
     model: Model,
     data: Any,
@@ -311,7 +315,7 @@ def eps_curve(
         raise GeophoneError(f"eps = {list(radii)}: a curve needs radii above 0.")
     attacks = [at_level(one, radius) for radius in radii]
     split = as_split(data).near(model)
-    steps = -(-len(split) // batch_size)
+    steps = split.steps(batch_size)
     parts, minima = [], []
     with _measuring(model, split.x.device):
         judge = _Judge.of(model, split, passes)
@@ -360,12 +364,12 @@ def curves(
     return table.frame(found)
 
 
-def members(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
+def members(attacks: str | Perturbation | Sequence[Perturbation | str]) -> list[Perturbation]:
     """What `survival` runs for these attacks, in its order: an ensemble's members in its place, each once."""
     return _members(_named(attacks))
 
 
-def with_radius(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
+def with_radius(attacks: str | Perturbation | Sequence[Perturbation | str]) -> list[Perturbation]:
     """The attacks that curves can be drawn of, each once whatever its radius; none for an empty text.
 
     Raises:
@@ -414,11 +418,11 @@ def _measuring(model: Model, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _named(attacks: str | Perturbation | Sequence[Perturbation]) -> list[Perturbation]:
+def _named(attacks: str | Perturbation | Sequence[Perturbation | str]) -> list[Perturbation]:
     """The attacks that were given, or named in a text; none for an empty one."""
-    if isinstance(attacks, str):
-        return grid(attacks, levels=False) if attacks.strip() else []
-    return [attacks] if isinstance(attacks, Perturbation) else list(attacks)
+    if isinstance(attacks, str) and not attacks.strip():
+        return []
+    return named_perturbations(attacks, levels=False)
 
 
 def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 import torch
 
 from geophone import table
+from geophone.arguments import checked
 from geophone.checks import AVERAGING, attack_checks, axes_check, check_passes, other_classes
 from geophone.checks import checks as table_checks
 from geophone.checksums import json_bytes
@@ -65,6 +66,7 @@ class Scan:
         return failed["note"].to_list()
 
 
+@checked
 def scan(
     model: Model | str | Path,
     data: Any,
@@ -147,7 +149,7 @@ def _scan_stages(
     split: Split, shaken: Sequence[Perturbation], curves: Sequence[Perturbation], checks: bool, batch_size: int
 ) -> list[Stage]:
     """What a scan does, by what it costs: passes of one image through the network."""
-    batches = -(-len(split) // batch_size)
+    batches = split.steps(batch_size)
     each = len(split) / batches
     asked, attacked = check_passes(len(split))
     work = [
@@ -159,6 +161,7 @@ def _scan_stages(
     return [*work, Stage("the page", [_WRITING * sum(stage.total for stage in work)])]
 
 
+@checked
 def attack(
     model: Model | str | Path,
     data: Any,
@@ -196,7 +199,7 @@ def attack(
     >>> attack("my.py:model", "fashion_mnist_mini", "LinfAutoAttack(eps=8/255)").accuracy()
     """
     made, source, split = _opened(model, data, factory, images, device)
-    batches = -(-len(split) // batch_size)
+    batches = split.steps(batch_size)
     costs = [passes(one) * len(split) / batches for one in members(attacks) for _ in range(restarts)]
     stages = Stages(progress, [Stage("attacking", costs, batches)])
     common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": stages.begin("attacking")}
@@ -209,6 +212,7 @@ def attack(
     return replace(found, problems=tuple(problems))
 
 
+@checked
 def compare_networks(
     first: Model | str | Path,
     second: Model | str | Path,
@@ -299,7 +303,7 @@ def _compare_stages(
     split: Split, names: Sequence[str], shaken: Sequence[str | Perturbation | None], batch_size: int
 ) -> list[Stage]:
     """What a comparison does, by what it costs: passes of one image through a network."""
-    batches = -(-len(split) // batch_size)
+    batches = split.steps(batch_size)
     each = len(split) / batches
     work: list[Stage] = []
     for name in names:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from geophone.arguments import checked
 from geophone.errors import GeophoneError, unknown
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -86,6 +87,7 @@ class _Network:
         return {**self.who, "source": self.source, **where, "metric": metric, **numbers, "n": self.images, "note": note}
 
 
+@checked
 def scores(table: pl.DataFrame, baseline: str | pl.DataFrame | None = None) -> pl.DataFrame:
     """How each network holds under the corruptions that were measured, as one tidy frame.
 

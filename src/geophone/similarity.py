@@ -18,19 +18,21 @@ from scipy.stats import t
 from torch import Tensor
 
 from geophone import table as tables
+from geophone.arguments import checked
 from geophone.data import as_split
 from geophone.errors import GeophoneError, unknown
 from geophone.grams import Side, Sums, gathered
 from geophone.metrics import Undefined, maps
 from geophone.metrics.alike import ENDS, alike
 from geophone.metrics.metric import not_finite
-from geophone.perturb import grid
 from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
+from geophone.perturb.grids import named_perturbations
 from geophone.record import Reduce, answers_at_random, check_attacked, unwrapped
 from geophone.registry import METRICS
 from geophone.rng import draws, key, stream
 from geophone.stats import CrossMoments, PairSample
 from geophone.stats.hsic import LEAST, cross_products
+from geophone.stats.statistic import tensor_of
 from geophone.types import Batch, Perturbation, family_name, fitted, level_of
 
 MINIBATCH = "cka_minibatch"
@@ -108,6 +110,7 @@ class Similarity:
         return dict(whole.select("metric", "value").unique("metric", keep="first", maintain_order=True).iter_rows())
 
 
+@checked
 def similarity(
     first: Any,
     second: Any = None,
@@ -245,8 +248,8 @@ def similarity(
 
 def _perturbation(given: str | Perturbation) -> Perturbation:
     """One perturbation, from code too."""
-    drawn = grid(given) if isinstance(given, str) else [given]
-    if len(drawn) != 1 or not hasattr(drawn[0], "level"):
+    drawn = named_perturbations(given)
+    if len(drawn) != 1:
         raise GeophoneError(
             f"{given!r} is not one perturbation. Give one with its level, such as 'LinfPGD(eps=8/255)', or an object."
         )
@@ -270,7 +273,7 @@ def _stored(given: Any) -> dict[str, Tensor]:
         raise GeophoneError("there are no layers in the mapping of responses.")
     made = {}
     for name, value in layers.items():
-        x = torch.as_tensor(value.x if isinstance(value, Batch) else value)
+        x = tensor_of(value.x if isinstance(value, Batch) else value, str(name))
         if x.ndim != 2 or not x.is_floating_point():
             raise GeophoneError(
                 f"{name}: similarity takes responses [n, d] of floats, not {list(x.shape)} of {x.dtype}. "

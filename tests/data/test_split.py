@@ -77,7 +77,7 @@ def test_what_is_done_to_a_batch_does_not_reach_the_data():
 
 
 def test_a_batch_size_below_one_is_refused():
-    with pytest.raises(GeophoneError, match="batch size is 0"):
+    with pytest.raises(GeophoneError, match="batch_size=0"):
         list(split_of(torch.zeros(3, dtype=torch.int64)).batches(0))
 
 

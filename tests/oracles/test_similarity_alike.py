@@ -1,7 +1,8 @@
 """`alike`: its interval covers, its control is what unrelated responses have, its warnings and errors are said."""
 
 import math
-from dataclasses import FrozenInstanceError
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -237,3 +238,27 @@ def test_a_measure_of_single_units_is_no_single_number():
 
     with pytest.raises(GeophoneError, match="by one number"):
         alike(*related(30), ["of_units"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_small_matrices_are_worked_on_in_one_thread_and_the_caller_keeps_his(fails, monkeypatch):
+    """Threads that wait for one another took 40 times as long as the work."""
+    before, seen = torch.get_num_threads(), []
+    compute = METRICS["cka"].compute
+
+    def watched(statistic):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise RuntimeError("the measure's own")
+        return compute(statistic)
+
+    monkeypatch.setitem(METRICS._things, "cka", replace(METRICS["cka"], compute=watched))
+    x, y = torch.randn(40, 30, generator=stream("threads")), torch.randn(40, 30, generator=stream("more threads"))
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="own") if fails else nullcontext():
+            alike(x, y, resamples=20, shuffles=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from geophone.arguments import check_fields, checked
 from geophone.checksums import parquet, read_parquet
 from geophone.claims.evidence import ALPHA
 from geophone.claims.measures import NoRows
@@ -68,11 +69,13 @@ class Claim:
     model: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         labels = [label for label, _ in self.tests]
         if not labels or len(set(labels)) < len(labels):
             raise GeophoneError(f"the claim {self.name!r} needs at least one test, and a label of its own for each.")
 
 
+@checked
 def judge(claims: Sequence[Claim], table: pl.DataFrame) -> pl.DataFrame:
     """A verdict on each claim: supported, contradicted or not decided.
 

@@ -1,31 +1,22 @@
 """Data by name or path."""
 
-import inspect
 import os
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from geophone.arguments import checked
 from geophone.data.arrays import npz
 from geophone.data.folders import imagefolder
 from geophone.data.places import called
 from geophone.data.split import ImageData, Split, make_split
 from geophone.errors import GeophoneError, unknown
-from geophone.registry import DATASETS, parse_call
-
-_PLAIN = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "text",
-    Path: "a path",
-    NoneType: "None",
-}
+from geophone.registry import DATASETS
 
 
+@checked
 def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageData:
     """A data set by its registered name, as code such as `synthetic(classes=10)`, or by the path of a file or folder.
 
@@ -41,7 +32,6 @@ def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageDa
         GeophoneError: no such name or path, arguments of another type, or files that are missing or broken.
     """
     if isinstance(name_or_path, str) and name_or_path.partition("(")[0].strip() in DATASETS:
-        _check_types(name_or_path)
         return DATASETS.build(name_or_path) if root is None else DATASETS.build(name_or_path, root=root)
     path = Path(os.path.expanduser(name_or_path))
     if name_or_path and os.path.isdir(path):
@@ -55,19 +45,6 @@ def load(name_or_path: str | Path, *, root: Path | str | None = None) -> ImageDa
     raise unknown(
         "data set", called(name_or_path), DATASETS, "Or give the path of an .npz file or of a folder of images."
     )
-
-
-def _check_types(text: str) -> None:
-    """Raise where a literal is not of the type that the data set's signature names, as far as that is a plain one."""
-    name, arguments = parse_call(text, DATASETS.kind)
-    parameters = inspect.signature(DATASETS[name]).parameters
-    for key in arguments.keys() & parameters.keys():
-        value, annotation = arguments[key], parameters[key].annotation
-        types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-        fits = type(value) in types or (type(value) is int and float in types)
-        if not fits and all(kind in _PLAIN for kind in types):
-            allowed = " or ".join(_PLAIN[kind] for kind in types)
-            raise GeophoneError(f"{text}: {key} is {value!r}; allowed is {allowed}.")
 
 
 def as_split(data: Any, classes: int | None = None) -> Split:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
-from geophone.errors import GeophoneError
+from geophone.errors import GeophoneError, check_counts
 from geophone.rng import draws
 from geophone.types import ROUNDING, UNLABELLED, Batch, Model, device_of
 
@@ -63,12 +63,20 @@ class Split:
             size: Examples per batch, at least 1.
             order: Which rows, in which order, `[m]`; all of them in their own order by default.
         """
-        if size < 1:
-            raise GeophoneError(f"the batch size is {size}; allowed are whole numbers from 1.")
+        check_counts(batch_size=size)
         rows = torch.arange(len(self)) if order is None else order
         for some in rows.to(self.x.device).split(size):
             x = self.x[some]
             yield Batch(divided(x.float(), 255) if x.dtype == torch.uint8 else x, self.y[some], self.index[some])
+
+    def steps(self, batch_size: int) -> int:
+        """How many batches of a size the examples make.
+
+        Raises:
+            GeophoneError: the size is below 1.
+        """
+        check_counts(batch_size=batch_size)
+        return -(-len(self) // batch_size)
 
     def rows(self, rows: Int[Tensor, " m"]) -> "Split":
         """The examples at these rows, in this order."""

@@ -48,6 +48,21 @@ def as_clouds(manifolds: Sequence[Any], least: int = 2) -> list[Float[Tensor, "_
     return clouds
 
 
+def by_label(points: Any, labels: Any) -> list[Tensor]:
+    """Points `[n, d]` as a cloud for each label, in the labels' order.
+
+    Raises:
+        GeophoneError: no matrix of points, or not one label for each.
+    """
+    rows, own = _tensor(points, 0), np.asarray(labels)
+    if rows.ndim != 2 or own.shape != (len(rows),):
+        raise GeophoneError(
+            f"points of the shape {list(rows.shape)} and labels of {list(own.shape)}: give points [n, d] and one label "
+            f"for each, [n]. Or: {FORM}"
+        )
+    return [rows[torch.from_numpy(own == label).to(rows.device)] for label in np.unique(own)]
+
+
 def _tensor(cloud: Any, i: int) -> Tensor:
     try:
         return double(torch.as_tensor(cloud).detach())

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.arguments import checked
 from geophone.errors import GeophoneError, check_counts, unknown
-from geophone.geometry.clouds import as_clouds, projected
+from geophone.geometry.clouds import as_clouds, by_label, projected
 from geophone.geometry.low_rank import fit_directions, mean_cosine
 from geophone.geometry.nnls import Cones, project_all, refuse_unsolved
 from geophone.rng import stream
+from geophone.stats.statistic import tensor_of
 
 MODES = ("default", "reference")
 
@@ -90,8 +92,10 @@ class ManifoldGeometry:
         )
 
 
+@checked
 def manifold_geometry(
-    manifolds: Sequence[Any],
+    manifolds: Any,
+    labels: Any = None,
     *,
     mode: str = "default",
     kappa: float = 0.0,
@@ -119,7 +123,9 @@ def manifold_geometry(
     Cost: O(P m² d + P n_t m a), a the points in an anchor.
 
     Args:
-        manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds.
+        manifolds: P arrays or tensors `[m, d]`, points first; m may differ between manifolds. Or, with labels, all
+            points in one, `[n, d]`.
+        labels: Which manifold each of the points belongs to, `[n]`.
         mode: "default": any P from 2; the mean of centres is taken off, as many directions are taken away as is
             cheapest, which can be none, no centre vanishes by it, and D is the rank of the manifold's points.
             "reference": as the public Python code does, with its definitions (specification §1): the mean of all points
@@ -153,7 +159,7 @@ def manifold_geometry(
     check_counts(2, n_t=n_t)
     check_counts(1, n_reps=n_reps, max_features=max_features)
     published = mode == "reference"
-    clouds = as_clouds(manifolds)
+    clouds = as_clouds(manifolds if labels is None else by_label(manifolds, labels))
     device, ambient = clouds[0].device, clouds[0].shape[1]
     if max_features is not None and max_features < ambient:
         clouds = projected(clouds, max_features, seed)
@@ -324,7 +330,7 @@ def _check_centers(
 
 
 def _orthonormal(basis: Any, d: int) -> Float[Tensor, "d k"]:
-    given = torch.as_tensor(basis).detach().double()
+    given = tensor_of(basis, "basis").detach().double()
     eye = torch.eye(given.shape[-1] if given.ndim else 0, dtype=given.dtype, device=given.device)
     # 1e-6: what rounding to float32 leaves of directions.
     if given.ndim != 2 or len(given) != d or not torch.allclose(given.T @ given, eye, rtol=0, atol=1e-6):

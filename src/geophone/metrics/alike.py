@@ -1,6 +1,7 @@
 """Two plain matrices of responses to the same images: how alike, with an interval, a control and a warning."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Any
@@ -16,7 +17,7 @@ from geophone.metrics.metric import Metric, Undefined, of_all_rows
 from geophone.metrics.outcomes import Z
 from geophone.registry import METRICS
 from geophone.rng import stream
-from geophone.stats.statistic import double
+from geophone.stats.statistic import double, tensor_of
 from geophone.types import Pair, one_thread
 
 ENDS: dict[str, tuple[float, float]] = {
@@ -161,7 +162,8 @@ def compact(x: Float[Tensor, "n p"]) -> Float[Tensor, "n r"]:
 def _aligned(x: Any, y: Any) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"]]:
     """Both sides, checked, in float64 and on the device of the first."""
     # By way of NumPy, a list of lists stays float64.
-    sides = [side if isinstance(side, Tensor) else torch.tensor(np.asarray(side)) for side in (x, y)]
+    names = "the first side", "the second side"
+    sides = [_tensor(side, name) for side, name in zip((x, y), names, strict=True)]
     shapes = " and ".join(str(list(side.shape)) for side in sides)
     if any(side.ndim != 2 for side in sides):
         raise GeophoneError(
@@ -184,6 +186,14 @@ def _aligned(x: Any, y: Any) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n q"]
             )
     a = double(sides[0])
     return a, double(sides[1]).to(a.device)
+
+
+def _tensor(side: Any, name: str) -> Tensor:
+    if isinstance(side, Tensor):
+        return side
+    with suppress(ValueError):  # rows of different lengths, which is said of all tensors alike
+        side = np.asarray(side)
+    return tensor_of(side, name)
 
 
 def _comparing(name: str) -> Metric:

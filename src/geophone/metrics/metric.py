@@ -1,17 +1,18 @@
 """What a metric is, and how one is registered."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geophone.errors import GeophoneError
+from geophone.arguments import checked
+from geophone.errors import GeophoneError, short
 from geophone.registry import METRICS
 from geophone.rng import stream
-from geophone.stats.statistic import finite
+from geophone.stats.statistic import finite, tensor_of
 from geophone.types import UNLABELLED, Batch, Pair
 
 OVERFLOW = (
@@ -126,7 +127,7 @@ def of_all_rows(statistic: type[Any], data: Batch | Pair) -> Any:
 
 def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
     """Plain tensors as what a statistic reads, checked."""
-    tensors = [torch.as_tensor(part) for part in data]
+    tensors = [tensor_of(part, f"{name}: what it was given") for part in data]
     paired = reads in ("pair", "images")
     wanted = "two aligned matrices [n, p] and [n, q]" if paired else f"{reads} [n, d] and, if needed, labels [n]"
     if not tensors or len(tensors) > 2 or tensors[0].ndim != 2:
@@ -151,8 +152,9 @@ def _pack(name: str, reads: str, data: tuple[Any, ...]) -> Batch | Pair:
     return Batch(x, y.long(), torch.arange(len(x)))
 
 
+@checked
 def metric(
-    statistic: type[Any],
+    statistic: Any = None,
     *,
     name: str = "",
     per_unit: bool = False,
@@ -164,10 +166,18 @@ def metric(
 ) -> Callable[[Callable[[Any], Any]], Metric]:
     """Decorator: register a function of one statistic as a metric.
 
+    Raises:
+        GeophoneError: the statistic is missing, or no dataclass.
+
     >>> @metric(Moments)
     ... def total_variance(m: Moments) -> float:
     ...     return float(m.trace / (m.n - 1))
     """
+    if not (isinstance(statistic, type) and is_dataclass(statistic)):
+        raise GeophoneError(
+            "a metric needs the statistic that it reads, a class of geophone.stats or one like it: @metric(Moments); "
+            f"it was given {'none' if statistic is None else short(statistic)}."
+        )
 
     def register(compute: Callable[[Any], Any]) -> Metric:
         named, doc = name or compute.__name__, compute.__doc__ or ""

@@ -20,6 +20,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from geophone.arguments import checked
 from geophone.checksums import BLANK, KEY, is_sealed, read_checked, read_json, sealed, write_json
 from geophone.errors import GeophoneError, reason_of, short
 from geophone.files import replacing
@@ -40,6 +41,7 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@checked
 def load_model(
     source: str | Path | nn.Module,
     factory: str | None = None,

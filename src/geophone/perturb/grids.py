@@ -1,17 +1,19 @@
 """Perturbations by name, at their default levels."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from geophone.errors import unknown
+from geophone.arguments import checked
+from geophone.errors import check_is, unknown
 from geophone.registry import PERTURBATIONS, parse_call
 from geophone.types import Perturbation, family_name, fitted, level_of
 
 _BETWEEN_NAMES = r",\s*(?=[A-Za-z_]\w*\s*(?:[(,]|$))"  # a comma before `Name`, not before `field=`
 
 
+@checked
 def grid(spec: str, levels: bool = True) -> list[Perturbation]:
     """Perturbations from a comma-separated list of names, families and calls, each once and in order.
 
@@ -28,10 +30,30 @@ def grid(spec: str, levels: bool = True) -> list[Perturbation]:
     return list(dict.fromkeys(found))
 
 
-def shakes(perturbations: str | Sequence[Perturbation], shape: tuple[int, ...]) -> list[Perturbation]:
+def shakes(
+    perturbations: str | Perturbation | Sequence[Perturbation | str], shape: tuple[int, ...]
+) -> list[Perturbation]:
     """Objects, or text as `grid` reads it, each once and with what it chooses by the images' shape written out."""
-    named = grid(perturbations) if isinstance(perturbations, str) else perturbations
-    return list(dict.fromkeys(fitted(one, shape) for one in named))
+    return list(dict.fromkeys(fitted(one, shape) for one in named_perturbations(perturbations)))
+
+
+def named_perturbations(
+    given: str | Perturbation | Sequence[Perturbation | str], levels: bool = True
+) -> list[Perturbation]:
+    """Objects or one, or text as `grid` reads it, or texts.
+
+    Raises:
+        GeophoneError: something that is none of these, such as the class of a perturbation.
+    """
+    parts = given if isinstance(given, Iterable) and not isinstance(given, str | type) else [given]
+    found: list[Perturbation] = []
+    for part in parts:
+        if isinstance(part, str):
+            found += grid(part, levels)
+            continue
+        check_is(Perturbation, "it with its level, as LinfPGD(eps=8/255), or as text", **{"the perturbation": part})
+        found.append(part)
+    return found
 
 
 def condition(perturbation: Perturbation | None) -> dict[str, Any]:

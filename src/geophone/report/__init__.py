@@ -8,6 +8,7 @@ import polars as pl
 import vl_convert
 
 from geophone import table as tables
+from geophone.arguments import checked
 from geophone.claims import read_claims
 from geophone.errors import GeophoneError
 from geophone.files import reserved, write_all
@@ -34,7 +35,8 @@ from geophone.report.words import measure
 __all__ = ["report_files", "report_page", "write_report"]
 
 
-def write_report(out: Path, page: Path | None = None) -> Path:
+@checked
+def write_report(out: Path | str, page: Path | str | None = None) -> Path:
     """Write a page, and `out/figures/*.svg|png`, from `out/table/*.parquet` and `out/provenance.json`.
 
     If there is an `out/claims.parquet`, as `geophone.claims.write_claims` makes it, the page shows its verdicts.
@@ -51,7 +53,7 @@ def write_report(out: Path, page: Path | None = None) -> Path:
         GeophoneError: the table or the provenance is missing, empty or corrupt, the claims are corrupt, `page` can't be
             a page, `out` can't be written, or another command writes there.
     """
-    path = page or out / "report.html"
+    out, path = Path(out), Path(page or Path(out) / "report.html")
     if path.suffix.lower() != ".html":
         raise GeophoneError(f"--out {path}: give a file that ends in .html.")
     provenance = _read_provenance(out / "provenance.json")

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from geophone.errors import GeophoneError, reason_of
+
 S = TypeVar("S")
 
 
@@ -65,6 +67,21 @@ def root_product(a: float, b: float) -> float:
     """√(ab) of two numbers of at least 0, where their product leaves the range of float64 too."""
     product = a * b
     return sqrt(product) if 1e-300 < product < inf else sqrt(a) * sqrt(b)
+
+
+def tensor_of(value: Any, name: str) -> Tensor:
+    """What a user gives as a tensor.
+
+    Raises:
+        GeophoneError: it holds no numbers, or rows of different lengths.
+    """
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = reason_of(error)
+        raise GeophoneError(
+            f"{name} cannot be made a matrix of numbers ({reason}). Give an array, a tensor or a list of rows."
+        ) from None
 
 
 def double(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import polars as pl
 import torch
 
 from geophone import table
+from geophone.arguments import checked
 from geophone.checksums import read_json, write_json
 from geophone.claims import CLAIMS, Claim, judge, write_claims
 from geophone.errors import GeophoneError, plain
@@ -38,15 +39,16 @@ DEATHS = 4
 """How often a job may lose its worker process before it is given up."""
 
 
+@checked
 def run_study(
     study: Study,
-    out: Path,
+    out: Path | str,
     *,
     name: str = "study",
     executor: Executor | None = None,
     threads: int | None = None,
     device: str = "cpu",
-    plugins: Sequence[Path] = (),
+    plugins: Sequence[Path | str] = (),
     progress: Progress | None = None,
     finished: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -74,7 +76,7 @@ def run_study(
     started, clock = now(), time.monotonic()
     usable_device(device)
     load_entry_points()
-    out = out.resolve()  # workers may have another working folder
+    out = Path(out).resolve()  # workers may have another working folder
     jobs = [job.resolved() for job in study.jobs()]
     pairs = [pair.resolved() for pair in getattr(study, "comparisons", tuple)()]
     every: list[Task] = [*jobs, *pairs]
@@ -93,7 +95,7 @@ def run_study(
         report()
         for stage in (jobs, pairs):  # networks are compared when they are trained
             tasks = [task for task in stage if not task.shard(out).is_file()]
-            for task, error in _outcomes(tasks, out, executor, device, threads, tuple(plugins), progress):
+            for task, error in _outcomes(tasks, out, executor, device, threads, tuple(map(Path, plugins)), progress):
                 if error is None and not task.shard(out).is_file():
                     error = GeophoneError(
                         f"its rows are not in {out}. Several machines need a folder that all of them share."

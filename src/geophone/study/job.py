@@ -11,9 +11,10 @@ import polars as pl
 import torch
 
 from geophone import table
+from geophone.arguments import check_fields
 from geophone.checks import attack_checks, axes_check, check_passes
 from geophone.data import ImageData, Split, load
-from geophone.errors import unknown
+from geophone.errors import check_counts, unknown
 from geophone.files import make_folder, write_text
 from geophone.gradients import input_gradients
 from geophone.manifolds import exemplar_manifolds
@@ -88,6 +89,10 @@ class Job:
     exemplar_images: int = 50
     exemplar_copies: int = 50
     features: int = 2000
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_counts(images=self.images, batch_size=self.batch_size)
 
     @property
     def label(self) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from geophone.arguments import check_fields, checked
 from geophone.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
 from geophone.data import ImageData, crop_flip
-from geophone.errors import GeophoneError, reason_of, short, unknown
+from geophone.errors import GeophoneError, check_is, reason_of, short, unknown
 from geophone.files import replacing
 from geophone.record import check_attacked
-from geophone.registry import PERTURBATIONS
+from geophone.registry import PERTURBATIONS, RECIPES
 from geophone.rng import draws, key, stream
 from geophone.stats import Outcomes, total
 from geophone.train.validation import KEPT, Shaken, kept, robust_accuracy, single_step
@@ -71,6 +72,7 @@ class Training:
     snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         allowed = {
             "epochs": (self.epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
@@ -131,10 +133,17 @@ def watched(recipe: Recipe, training: Training) -> Shaken | None:
     return threat if training.keep == "robust" or getattr(recipe, "single_step", False) else None
 
 
+def _recipe(given: Recipe | str) -> Recipe:
+    made: Recipe = RECIPES.build(given) if isinstance(given, str) else given
+    check_is(Recipe, "a recipe as an object, such as Standard(), or as text", recipe=made)
+    return made
+
+
+@checked
 def fit(
     model: nn.Module,
     data: ImageData,
-    recipe: Recipe,
+    recipe: Recipe | str,
     training: Training = Training(),
     *,
     seed: int = 0,
@@ -150,7 +159,7 @@ def fit(
     Args:
         model: Trained in place, on the device where it is.
         data: Training and validation images.
-        recipe: How a batch becomes a loss.
+        recipe: How a batch becomes a loss: an object, or the code that makes a registered one, as "Standard".
         training: Length and schedule.
         seed: Keys the order of the images, the augmentation and the recipe's randomness.
         checkpoint: A file for the state after each epoch. When it is there already, training goes on from it.
@@ -169,6 +178,7 @@ def fit(
             images where robust accuracy on them is asked for, nothing to measure it by, a network with one logit or
             that the recipe is not for, a loss that is not finite, or a checkpoint of something else.
     """
+    recipe = _recipe(recipe)
     device = device_of(model)
     data = data.to(device)
     per_epoch = len(data.train) // training.batch_size

@@ -10,7 +10,7 @@ with install_import_hook("geophone", "beartype.beartype"):
 
 import torch
 
-from geophone.registry import REGISTRIES
+from geophone.core.registry import REGISTRIES
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from benchmarks import claims as boundaries
-from geophone.claims import (
+from geophone.analysis.claims import (
     CLAIM_SCHEMA,
     AtHalf,
     Best,
@@ -34,7 +34,7 @@ from geophone.claims import (
     units_needed,
     write_claims,
 )
-from geophone.claims.evidence import (
+from geophone.analysis.claims.evidence import (
     ALPHA,
     Evidence,
     above_zero,
@@ -47,14 +47,14 @@ from geophone.claims.evidence import (
     student,
     two_sided,
 )
-from geophone.claims.judge import joint
-from geophone.claims.measures import NoRows, half_levels
-from geophone.claims.rules import CONTRADICTED, NOT_DECIDED, SUPPORTED, Outcome
-from geophone.errors import GeophoneError
-from geophone.table import frame
+from geophone.analysis.claims.judge import joint
+from geophone.analysis.claims.measures import NoRows, half_levels
+from geophone.analysis.claims.rules import CONTRADICTED, NOT_DECIDED, SUPPORTED, Outcome
+from geophone.core.errors import GeophoneError
+from geophone.core.table import frame
 
 Patch = pytest.MonkeyPatch
-judging = import_module("geophone.claims.judge")  # the package has a function of this name
+judging = import_module("geophone.analysis.claims.judge")  # the package has a function of this name
 CLEAN = {"family": "clean", "perturbation": "clean", "level": 0.0}
 ACCURACY = Measure("accuracy")
 SELECTIVITY = Measure("class_selectivity")

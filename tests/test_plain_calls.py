@@ -19,7 +19,7 @@ from torch import nn
 
 import geophone
 from geophone import GeophoneError
-from geophone.claims import Increasing, Measure
+from geophone.analysis.claims import Increasing, Measure
 from geophone.data import synthetic
 from geophone.perturb import GaussianNoise, LinfPGD
 from geophone.stats import Moments

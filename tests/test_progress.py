@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import checks, scan
+from geophone import scan
+from geophone.core.progress import Stage, Stages, Watcher
+from geophone.core.rng import draws
 from geophone.data import Split
 from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfFAB, LinfPGD, LinfSquare, MatchedL2
 from geophone.perturb.cost import passes
-from geophone.progress import Stage, Stages, Watcher
-from geophone.rng import draws
+from geophone.probes import checks
 from geophone.scan import attack, compare_networks
 
 

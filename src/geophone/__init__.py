@@ -6,28 +6,32 @@
 >>> for batch in geophone.record(my_model, geophone.load("mnist").test.batches(256), ["layer*.relu*"]): ...
 """
 
-from geophone.claims import Claim, judge
+from geophone.analysis.claims import Claim, judge
+from geophone.analysis.relate import relate
+from geophone.analysis.scores import scores
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES, load_plugin
+from geophone.core.types import Batch, Pair
 from geophone.data import ImageData, Split, load
-from geophone.errors import GeophoneError
-from geophone.geometry import manifold_geometry
-from geophone.gradients import input_gradients
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import compare, measure
 from geophone.metrics import Metric, Undefined, metric
+from geophone.metrics.geometry import manifold_geometry
 from geophone.models import load_model
+from geophone.models.tap import record, tap
 from geophone.perturb import grid
-from geophone.published import published
-from geophone.record import record, tap
-from geophone.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, RECIPES, load_plugin
-from geophone.relate import relate
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.gradients import input_gradients
+from geophone.probes.layer_maps import Similarity, similarity
+from geophone.probes.layers import compare, measure
+from geophone.probes.published import published
+from geophone.probes.survival import Curve, Survival, eps_curve, survival
 from geophone.report import write_report
-from geophone.robustness import Curve, Survival, eps_curve, survival
 from geophone.scan import Scan, attack, compare_networks, scan
-from geophone.scores import scores
-from geophone.similarity import Similarity, similarity
 from geophone.study import Job, run_study
 from geophone.train import Training, fit
-from geophone.types import Batch, Pair
+
+# isort: split
+# Last: it registers the studies that come with the package.
+from geophone import studies as studies
 
 __version__ = "0.1.0"
 __all__ = [

@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 import geophone
-from geophone.errors import GeophoneError, plain, unknown
-from geophone.files import replacing, reserved
+from geophone.core.errors import GeophoneError, plain, unknown
+from geophone.core.files import replacing, reserved
+from geophone.core.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.following import followed, followed_study
-from geophone.record import REDUCTIONS
-from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
+from geophone.models.tap import REDUCTIONS
+from geophone.probes.layer_maps import same_memory
+from geophone.probes.survival import Survival
 from geophone.report import write_report
-from geophone.robustness import Survival
 from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, compare_networks, scan
-from geophone.similarity import same_memory
 from geophone.study import find_study, process_executor, ray_executor, run_study
-from geophone.study.job import Progress
-from geophone.study.studies import SIZES
+from geophone.study.study import SIZES
+from geophone.study.tasks import Progress
 
 
 class Names(click.Command):

@@ -12,29 +12,30 @@ from typing import Any
 import polars as pl
 import torch
 
-from geophone import table
-from geophone.arguments import checked
-from geophone.checks import AVERAGING, attack_checks, axes_check, check_passes, other_classes
-from geophone.checks import checks as table_checks
-from geophone.checksums import json_bytes
+from geophone.core import table
+from geophone.core.arguments import checked
+from geophone.core.checksums import json_bytes
+from geophone.core.errors import GeophoneError, plain
+from geophone.core.files import LOCK, reserved, write_all
+from geophone.core.progress import Stage, Stages, Steps
+from geophone.core.provenance import FILE, now, provenance
+from geophone.core.registry import load_entry_points
+from geophone.core.types import Model, Perturbation, device_name, device_of
 from geophone.data import ImageData, Split, as_split, load
-from geophone.errors import GeophoneError, plain
-from geophone.files import LOCK, reserved, write_all
-from geophone.measure import measure
 from geophone.metrics import default_metrics
 from geophone.models import load_model
+from geophone.models.run import need_labels, usable_device
+from geophone.models.tap import Reduce, spatial_mean
 from geophone.perturb import grid
 from geophone.perturb.cost import CURVE, passes
-from geophone.perturb.grids import shakes
-from geophone.progress import Stage, Stages, Steps
-from geophone.provenance import FILE, now, provenance
-from geophone.record import Reduce, need_labels, spatial_mean
-from geophone.registry import load_entry_points
+from geophone.perturb.parse import shakes
+from geophone.probes.checks import AVERAGING, attack_checks, axes_check, check_passes, other_classes
+from geophone.probes.checks import checks as table_checks
+from geophone.probes.layer_maps import same_memory, similarity
+from geophone.probes.layers import measure
+from geophone.probes.survival import Survival, members, survival, with_radius
+from geophone.probes.survival import curves as radii
 from geophone.report import report_files
-from geophone.robustness import Survival, members, survival, with_radius
-from geophone.robustness import curves as radii
-from geophone.similarity import same_memory, similarity
-from geophone.types import Model, Perturbation, device_name, device_of, usable_device
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
 DEFAULT_CURVES = "LinfAPGD(steps=20)"
@@ -52,7 +53,7 @@ class Scan:
     """What a scan found.
 
     Attributes:
-        table: Rows as `geophone.table` describes them.
+        table: Rows as `geophone.core.table` describes them.
         report: The page; None when none was asked for.
     """
 
@@ -105,10 +106,11 @@ def scan(
         reduce: From a response `[n, ...]` to `[n, d]`.
         seed: Keys everything random.
         name: The network's name in table and report; default what `model` says.
-        checks: Whether small attacks check that the robustness can be believed (`geophone.checks.attack_checks`), as
-            much work as 550 passes over 200 images. The checks of the measurement alone are always made.
+        checks: Whether small attacks check that the robustness can be believed (see
+            `geophone.probes.checks.attack_checks`), as much work as 550 passes over 200 images. The checks of the
+            measurement alone are always made.
         progress: Called with (steps done, steps in all) of the whole scan; a step is about one pass over one image. A
-            `geophone.progress.Watcher` is also told where a stage begins.
+            `geophone.core.progress.Watcher` is also told where a stage begins.
 
     Raises:
         GeophoneError: what was given cannot be used; the message says what, where and what to do.

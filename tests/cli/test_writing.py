@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 import geophone
-from geophone import cli, table
-from geophone.files import reserved
+from geophone import cli
+from geophone.core import table
+from geophone.core.files import reserved
 from tests.test_files import no_file_beyond
 
 MODEL = """
@@ -33,7 +34,7 @@ STUDY = """
 from dataclasses import dataclass
 from typing import ClassVar
 from geophone import Job, Training
-from geophone.registry import STUDIES
+from geophone.core.registry import STUDIES
 
 @STUDIES.register
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ from PIL import Image
 from torch import nn
 
 from geophone.cli import main
+from geophone.core.errors import GeophoneError, Unlabelled
+from geophone.core.types import UNLABELLED
 from geophone.data import ImageData, as_split, imagefolder, load
 from geophone.data.names import output_names
-from geophone.errors import GeophoneError, Unlabelled
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import compare, measure
 from geophone.metrics import class_selectivity, eta_squared, participation_ratio
-from geophone.record import record
-from geophone.robustness import eps_curve, survival
+from geophone.models.tap import record
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import compare, measure
+from geophone.probes.survival import eps_curve, survival
 from geophone.scan import attack, compare_networks, scan
-from geophone.similarity import similarity
 from geophone.train import Standard, Training, fit
-from geophone.types import UNLABELLED
 
 N = 12
 WNIDS = tuple(f"n{i:08}" for i in range(0, 40, 2))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from geophone import cli, report, table
-from geophone.errors import GeophoneError
+from geophone import cli, report
+from geophone.core import table
+from geophone.core.errors import GeophoneError
 from geophone.study import job as jobs
 from tests.fuzz.harness import Case, Format, Wrong, command, register
 from tests.fuzz.mutate import NUMBERS, TEXTS, any_argument, any_word, other_value
@@ -23,7 +24,7 @@ def make():
 _STUDY = """
 from dataclasses import dataclass
 from typing import ClassVar
-from geophone.registry import STUDIES
+from geophone.core.registry import STUDIES
 
 @STUDIES.register
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
-from geophone.geometry.clouds import span
-from geophone.geometry.dichotomies import labels
-from geophone.geometry.glue import MEASURES, glue, glue_pairs
-from geophone.rng import stream
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry.clouds import span
+from geophone.metrics.geometry.dichotomies import labels
+from geophone.metrics.geometry.glue import MEASURES, glue, glue_pairs
 
-module = sys.modules["geophone.geometry.glue"]  # the package has the function under that name
+module = sys.modules["geophone.metrics.geometry.glue"]  # the package has the function under that name
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from geophone.errors import GeophoneError
-from geophone.geometry import nnls as module
-from geophone.geometry.nnls import (
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry import nnls as module
+from geophone.metrics.geometry.nnls import (
     Cones,
     kkt_residual,
     nonnegative,
@@ -16,7 +17,6 @@ from geophone.geometry.nnls import (
     project_batched,
     refuse_unsolved,
 )
-from geophone.rng import stream
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from geophone import types
+from geophone.core import types
 from geophone.data import synthetic
-from geophone.gradients import input_gradients
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import measure
+from geophone.models.tap import flatten, record, tap
 from geophone.perturb.attacks.fold import folded
-from geophone.record import flatten, record, tap
-from geophone.similarity import similarity
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.gradients import input_gradients
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import measure
 from geophone.train import initialised
 from geophone.train.recipes import SelectivityRegularised
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import manifolds
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.geometry import manifold_geometry
-from geophone.manifolds import MOST_COPIES, PIXELS, exemplar_manifolds
+from geophone.metrics.geometry import manifold_geometry
 from geophone.models import GaussianResponse, ResponseNoise
 from geophone.models.networks import SmallCNN
 from geophone.perturb import LinfPGD, MatchedL2, RandomSign
-from geophone.perturb.grids import condition
-from geophone.rng import Draws, draws, stream
+from geophone.perturb.parse import condition
+from geophone.probes import exemplars as manifolds
+from geophone.probes.exemplars import MOST_COPIES, PIXELS, exemplar_manifolds
 from geophone.train import initialised
 
 SIGN = RandomSign(eps=0.1)

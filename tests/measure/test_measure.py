@@ -6,17 +6,17 @@ import torch
 from torch import nn
 
 from geophone import metrics
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import METRICS, PERTURBATIONS
+from geophone.core.rng import draws
 from geophone.data import Split, synthetic
-from geophone.errors import GeophoneError
-from geophone.measure import compare, full_precision, measure
 from geophone.metrics import default_metrics
 from geophone.models import SmallCNN
+from geophone.models.tap import positions, spatial_mean, tap
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import positions, spatial_mean, tap
-from geophone.registry import METRICS, PERTURBATIONS
-from geophone.rng import draws
+from geophone.perturb.parse import family_name
+from geophone.probes.layers import compare, full_precision, measure
 from geophone.train import initialised
-from geophone.types import family_name
 
 
 @pytest.fixture(scope="module")

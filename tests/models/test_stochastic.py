@@ -12,29 +12,31 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from geophone import checks
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import MODELS, RECIPES
+from geophone.core.rng import draws, stream
+from geophone.core.table import frame, read
+from geophone.core.types import describe
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import measure
 from geophone.models import GaussianResponse, PoissonLike, ResponseNoise, SmallCNN, frozen, load_model, silenced
+from geophone.models.run import seeded
 from geophone.models.stochastic import add_noise, is_stochastic, make_noise, noisy_layers, stochastic
+from geophone.models.tap import layers_of, tap
 from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfPGD, LinfSquare, MatchedL2
 from geophone.perturb.attacks.base import EOT_DRAWS, draws_of, eot_row
 from geophone.perturb.attacks.fold import folded
-from geophone.published import published
-from geophone.record import layers_of, tap
-from geophone.registry import MODELS, RECIPES
+from geophone.perturb.parse import family_name
+from geophone.probes import checks
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import measure
+from geophone.probes.published import published
+from geophone.probes.survival import eps_curve, survival
 from geophone.report.findings import findings
 from geophone.report.page import _attack_words
 from geophone.report.words import eot_words
-from geophone.rng import draws, stream
-from geophone.robustness import eps_curve, survival
-from geophone.similarity import similarity
 from geophone.study import Job, run_job
-from geophone.table import frame, read
 from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised, robust_accuracy
-from geophone.types import describe, family_name, seeded
 
 recording = import_module("geophone.record")
 X = torch.rand(12, 1, 16, 16, generator=stream("stochastic"))

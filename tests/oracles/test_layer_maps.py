@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.core.types import Batch
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.metrics import Undefined, maps
+from geophone.metrics import Undefined
+from geophone.metrics.similarity import maps
+from geophone.models.tap import flatten, positions, record, tap
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import flatten, positions, record, tap
-from geophone.rng import stream
-from geophone.similarity import DECONFOUNDED, MINIBATCH, SAME_LAYER, Similarity, similarity
+from geophone.probes.layer_maps import DECONFOUNDED, MINIBATCH, SAME_LAYER, Similarity, similarity
 from geophone.train import initialised
-from geophone.types import Batch
 
 N = 96
 

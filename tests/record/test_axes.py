@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from geophone.checks import axes_check, checks
+from geophone.core.errors import GeophoneError
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
-from geophone.gradients import input_gradients
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import compare, measure
 from geophone.models import SmallCNN, resnet20
-from geophone.record import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
+from geophone.models.tap import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
+from geophone.probes.checks import axes_check, checks
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.gradients import input_gradients
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import compare, measure
 from geophone.scan import compare_networks, scan
-from geophone.similarity import similarity
 from geophone.train import initialised
 
 

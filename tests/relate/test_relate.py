@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress, rankdata, spearmanr
 
-from geophone.errors import GeophoneError
-from geophone.relate import cluster_weights, exchanges, holm, networks, permutation_p, rank_correlation, relate
-from geophone.table import frame
+from geophone.analysis.inference import cluster_weights, exchanges, holm, permutation_p, rank_correlation
+from geophone.analysis.relate import networks, relate
+from geophone.core.errors import GeophoneError
+from geophone.core.table import frame
 
 Rho = Callable[..., Any]
 room = import_module("geophone.relate")  # the package has a function of that name

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws, draws, stream
+from geophone.core.table import SCHEMA
+from geophone.core.types import device_of
 from geophone.data import Split
-from geophone.errors import GeophoneError
 from geophone.metrics import share_interval
 from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, MinimumNormAttack, Norm, at_level
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws, draws, stream
-from geophone.robustness import Curve, curves, eps_curve, survival
-from geophone.table import SCHEMA
-from geophone.types import device_of, family_name
+from geophone.perturb.parse import family_name
+from geophone.probes.survival import Curve, curves, eps_curve, survival
 
 N, D = 64, 12
 

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from geophone import table
 from geophone.cli import main
-from geophone.errors import GeophoneError
+from geophone.core import table
+from geophone.core.errors import GeophoneError
 from geophone.study import run_study
 
 STUDY = """

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import table
+from geophone.core import table
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS, RECIPES
+from geophone.core.rng import draws, stream
 from geophone.data import Split, crop_flip, synthetic
-from geophone.errors import GeophoneError
 from geophone.models import GaussianResponse, SmallCNN, load_model
+from geophone.models.run import deterministic
 from geophone.models.stochastic import add_noise
 from geophone.perturb import FGSM, L2PGD, GaussianNoise, LinfAPGD, LinfPGD
-from geophone.registry import PERTURBATIONS, RECIPES
-from geophone.rng import draws, stream
 from geophone.study import Job, run_job
 from geophone.train import (
     Adversarial,
@@ -35,7 +36,6 @@ from geophone.train import (
     watched,
 )
 from geophone.train.validation import single_step
-from geophone.types import deterministic
 
 loop, job = (import_module(f"geophone.{name}") for name in ("train.loop", "study.job"))
 SHORT = Training(epochs=3, batch_size=32, lr=0.05)

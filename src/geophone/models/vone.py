@@ -14,11 +14,11 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from geophone.errors import GeophoneError, check_counts
+from geophone.core.errors import GeophoneError, check_counts
+from geophone.core.registry import MODELS
+from geophone.core.rng import stream
 from geophone.models.networks import Normalise, with_convolutions
 from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noise, add_noise, make_noise
-from geophone.registry import MODELS
-from geophone.rng import stream
 
 # Published distributions of cells in V1, as histograms: edges and counts.
 _ORIENTATION = (-22.5, 22.5, 67.5, 112.5, 157.5), (66, 49, 77, 54)

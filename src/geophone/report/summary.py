@@ -5,7 +5,7 @@ import re
 import polars as pl
 from scipy.stats import t
 
-from geophone.relate import NATURAL
+from geophone.analysis.relate import NATURAL
 from geophone.report.words import PROFILE, condition_label, level_label, measure
 
 WHERE = ["family", "perturbation", "level", "layer", "depth", "metric"]

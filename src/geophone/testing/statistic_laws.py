@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geophone.rng import stream
+from geophone.core.rng import stream
+from geophone.core.types import Batch, Pair
 from geophone.stats import total
-from geophone.types import Batch, Pair
 
 TOLERANCE = 1e-9
 """Relative to 1 + |value|. The sums are of order n d² at most, known to 1e-16 of themselves in float64."""

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, registries, randomness, the table; no measurement happens here."""

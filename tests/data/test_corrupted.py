@@ -184,7 +184,6 @@ BAD_ARGUMENTS = {
     "corruption=3": "corruption is 3; allowed is text",
     "severity=0": "severity is 0; allowed are 1, 2, 3, 4 and 5",
     "severity=6": "severity is 6; allowed are 1, 2, 3, 4 and 5",
-    "severity=2.0": "severity is 2.0; allowed is a whole number",
     "severity='high'": "severity is 'high'; allowed is a whole number",
     "level=2": "unknown argument of cifar10_c 'level'",
 }

@@ -355,7 +355,7 @@ def test_one_seed_one_result_and_the_floor_beside_the_capacity():
         ({"kappa": -0.1}, "kappa=-0.1"),
         ({"kappa": float("nan")}, "kappa=nan"),
         ({"n_t": 1}, "n_t=1"),
-        ({"n_t": True}, "n_t=True"),
+        ({"n_t": True}, "n_t is of type bool"),
         ({"n_reps": 0}, "n_reps=0"),
         ({"manifolds": [[[1.0, 2.0], [3.0]], [[1.0, 2.0], [3.0, 4.0]]]}, "manifold 0"),
         ({"manifolds": [torch.full((5, 3), 0.1, dtype=torch.float64)] * 4}, "nothing is left of its centre"),

@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_pairs() -> None:
         ({"gamma": 1.5}, r"gamma must be a number in \[0, 1\]"),
         ({"theta": 2.0}, r"theta must be a number in \[-1, 1\]"),
         ({"target": -1}, "give the number of a class"),
-        ({"target": True}, "give the number of a class"),
+        ({"target": True}, "target is of type bool"),
     ],
 )
 def test_a_wrong_field_is_an_error(fields: dict[str, Any], message: str) -> None:

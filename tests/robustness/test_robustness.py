@@ -492,9 +492,10 @@ def test_bad_input_is_one_clear_error(call: Any, message: str) -> None:
 
 @pytest.mark.parametrize("count", ["restarts", "passes", "batch_size"])
 def test_counts_are_whole_numbers(count: str) -> None:
-    """Without the type checker that the tests run under, which would refuse it first."""
-    with pytest.raises(GeophoneError, match=f"{count}=1.5: give a whole number of at least 1"):
-        survival.__wrapped__(Linear(), images(), FGSM(), **{count: 1.5})  # type: ignore[attr-defined]
+    with pytest.raises(GeophoneError, match=f"{count} is of type float: give a whole number"):
+        survival(Linear(), images(), FGSM(), **{count: 1.5})
+    with pytest.raises(GeophoneError, match=f"{count}=0: give a whole number of at least 1"):
+        survival(Linear(), images(), FGSM(), **{count: 0})
 
 
 def test_one_attack_and_one_radius_need_no_list() -> None:

@@ -17,7 +17,7 @@ from geophone.core.errors import GeophoneError
 from geophone.core.table import frame
 from geophone.metrics.outcomes import wilson
 
-room = import_module("geophone.scores")  # the module, which has a function of its name
+room = import_module("geophone.analysis.scores")  # the module, which has a function of its name
 
 Accuracies = Mapping[tuple[str, float], float]
 

@@ -9,7 +9,7 @@ import numpy as np
 from geophone import cli, report
 from geophone.core import table
 from geophone.core.errors import GeophoneError
-from geophone.study import job as jobs
+from geophone.study import tasks as jobs
 from tests.fuzz.harness import Case, Format, Wrong, command, register
 from tests.fuzz.mutate import NUMBERS, TEXTS, any_argument, any_word, other_value
 

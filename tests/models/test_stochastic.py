@@ -38,7 +38,7 @@ from geophone.report.words import eot_words
 from geophone.study import Job, run_job
 from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised, robust_accuracy
 
-recording = import_module("geophone.record")
+recording = import_module("geophone.models.run")
 X = torch.rand(12, 1, 16, 16, generator=stream("stochastic"))
 CPU = torch.device("cpu")
 LAYERS = ("normalise", "conv2", "norm3", "relu1", "relu6", "head")

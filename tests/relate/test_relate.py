@@ -18,7 +18,7 @@ from geophone.core.errors import GeophoneError
 from geophone.core.table import frame
 
 Rho = Callable[..., Any]
-room = import_module("geophone.relate")  # the package has a function of that name
+room = import_module("geophone.analysis.relate")  # the package has a function of that name
 
 
 def small_table(

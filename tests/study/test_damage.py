@@ -21,7 +21,7 @@ from geophone.study import Job, process_executor, run_job, run_study
 from geophone.study.tasks import CHECKPOINT
 from geophone.train import Training
 
-execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
+execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "tasks"))
 
 TINY = Job(
     dataset="synthetic(classes=3, size=12, train=64, val=24, test=24)",

@@ -30,7 +30,7 @@ from geophone.study import Comparison, Job, LayerMap, find_study, process_execut
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
 
-execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
+execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "tasks"))
 
 TINY = Job(
     dataset="synthetic(classes=3, size=12, train=96, val=24, test=30)",

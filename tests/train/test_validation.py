@@ -37,7 +37,7 @@ from geophone.train import (
 )
 from geophone.train.validation import single_step
 
-loop, job = (import_module(f"geophone.{name}") for name in ("train.loop", "study.job"))
+loop, job = (import_module(f"geophone.{name}") for name in ("train.loop", "study.tasks"))
 SHORT = Training(epochs=3, batch_size=32, lr=0.05)
 PGD = "LinfPGD(eps=0.05, steps=3)"
 

@@ -146,7 +146,7 @@ def axes_check(
     """The row `check.layer_axes`: does the reduction average the axes that it is meant for?
 
     `spatial_mean` and `positions` take axis 1 for the units, `token_mean` the last: right for maps of a convolution and
-    for tokens, wrong the other way round. How axes are known: `geophone.record.axes_of`.
+    for tokens, wrong the other way round. How axes are known: `geophone.models.tap.axes_of`.
 
     Args:
         model: The network.

@@ -42,7 +42,7 @@ def published(
     """Measure a network on the files of a published corrupted set; returns rows of the table (`geophone.core.table`).
 
     Rows are as those of `measure` under a perturbation: family `corruption`, perturbation `fog(published='cifar10_c')`,
-    level the severity. `geophone.scores.scores` takes them as they are.
+    level the severity. `geophone.analysis.scores.scores` takes them as they are.
 
     Without `clean` there are rows of the corrupted images only, and one file is in memory at a time. With `clean`, each
     corrupted image stands for the clean one of the same index, and there are rows of the clean images too and whatever

@@ -100,7 +100,7 @@ class Rule(Protocol):
 class Correlation:
     """Over networks, y rises (sign +1) or falls (−1) with x, by Spearman's rho or, with `held`, the partial rho.
 
-    The interval is the 95 % percentile interval of the two-stage bootstrap of `geophone.relate`: seeds, then networks.
+    The interval is the 95 % percentile interval of the two-stage bootstrap of `relate`: seeds, then networks.
     It takes networks of a recipe for independent evidence, which they are not where recipes differ in more than x.
     Hence a second condition: p < 0.05 when whole recipes are exchanged. Decided if both hold. Likewise the power
     calculation counts recipes, and takes `rho` for the correlation between their means; only where all networks share

@@ -21,7 +21,8 @@ from geophone.perturb import grid
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.gradients import input_gradients
 from geophone.probes.layer_maps import Similarity, similarity
-from geophone.probes.layers import compare, measure
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.probes.published import published
 from geophone.probes.survival import Curve, Survival, eps_curve, survival
 from geophone.report import write_report

@@ -86,6 +86,12 @@ def check_fields(thing: Any) -> None:
         check_argument(field.name, getattr(thing, field.name), field.type)
 
 
+def as_tuple(given: Any) -> tuple[Any, ...]:
+    """One thing or several, as a tuple: a text, or what is no iterable, is one."""
+    several = isinstance(given, Iterable) and not isinstance(given, str | type)
+    return tuple(given) if several else (given,)
+
+
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a value is what an annotation says, as far as that can be checked."""
     return any(_fits(value, kind) for kind in _kinds(annotation))

@@ -78,6 +78,10 @@ class Split:
         check_counts(batch_size=batch_size)
         return -(-len(self) // batch_size)
 
+    def batch(self, number: int, size: int) -> Batch:
+        """The batch of this number, from 0, of those that `batches(size)` gives."""
+        return next(self.rows(torch.arange(len(self))[number * size : (number + 1) * size]).batches(size))
+
     def rows(self, rows: Int[Tensor, " m"]) -> "Split":
         """The examples at these rows, in this order."""
         rows = rows.to(self.x.device)

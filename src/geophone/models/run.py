@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geophone.core.errors import GeophoneError, Unlabelled
-from geophone.core.types import Model, unwrapped
+from geophone.core.rng import key
+from geophone.core.types import Model, unwrapped, without_gradients
 from geophone.data import Split
 from geophone.models.stochastic import is_stochastic
 
@@ -327,3 +328,78 @@ def first_bad_weight(model: Model) -> str | None:
             if buffer.is_floating_point() and bool((buffer.isnan() | buffer.isposinf()).any()):
                 return name
     return None
+
+
+class Subject:
+    """The models under measurement, opened once: see `opened`.
+
+    Attributes:
+        models: In eval mode; one, or two that are compared.
+        examples: What stochastic models are told from others by: the first 32.
+        device: Where the models and the examples are.
+        seed: Keys everything random.
+        training: Of each model, the names of the modules that were handed over in training mode.
+    """
+
+    def __init__(self, models: Sequence[Model], examples: Split, seed: int) -> None:
+        self.models, self.examples, self.seed = tuple(models), examples, seed
+        self.device = examples.x.device
+        self.training = tuple(
+            frozenset(name for name, module in _modules(model).items() if module.training) for model in models
+        )
+        self._answers: dict[int, tuple[Float[Tensor, "n k"], bool]] = {}
+
+    @property
+    def model(self) -> Model:
+        """The first model."""
+        return self.models[0]
+
+    def answers(self, which: int = 0) -> Float[Tensor, "n k"]:
+        """A model's logits for the first 32 examples."""
+        return self._asked(which)[0]
+
+    def stochastic(self, which: int = 0) -> bool:
+        """Whether a model has noise: its modules say so, or two passes over the first 32 examples differ.
+
+        It is asked when this is first called, under a seed of its own.
+        """
+        return self._asked(which)[1]
+
+    def reseed(self, *what: object) -> None:
+        """Set the global generators, from which models draw their noise, by what is done next.
+
+        So noise depends on this alone, not on what was measured before or besides.
+        """
+        reseed(key(self.seed, *what), self.device)
+
+    def _asked(self, which: int) -> tuple[Float[Tensor, "n k"], bool]:
+        if which not in self._answers:
+            with seeded(0, self.device):
+                first, differs = asked_twice(self.models[which], self.examples)
+            self._answers[which] = first, differs or is_stochastic(unwrapped(self.models[which]))
+        return self._answers[which]
+
+
+@contextmanager
+def opened(models: Sequence[Model], examples: Split, seed: int = 0) -> Iterator[Subject]:
+    """Models opened for measurement, and as they were after it.
+
+    Every module is in eval mode; autocast and TF32 are off, kernels deterministic where there are any; no gradients are
+    recorded; the global random states are put back at the end.
+
+    Args:
+        models: One, or two to compare, on the device of the examples.
+        examples: Some of what they are measured on, at least one.
+        seed: Keys everything random.
+    """
+    subject = Subject(models, examples, seed)
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        for context in (full_precision(), deterministic(), seeded(0, subject.device), without_gradients()):
+            stack.enter_context(context)
+        yield subject
+
+
+def _modules(model: Model) -> dict[str, nn.Module]:
+    return dict(model.named_modules()) if isinstance(model, nn.Module) else {}

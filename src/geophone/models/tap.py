@@ -77,6 +77,19 @@ PLACES = 8
 REDUCTIONS: dict[str, Reduce] = {f.__name__: f for f in (spatial_mean, token_mean, flatten, positions)}
 
 
+def reduction(given: str | Reduce) -> Reduce:
+    """A reduction by its name, or as it is.
+
+    Raises:
+        GeophoneError: no such name.
+    """
+    if not isinstance(given, str):
+        return given
+    if given not in REDUCTIONS:
+        raise unknown("reduction", given, REDUCTIONS)
+    return REDUCTIONS[given]
+
+
 def layers_of(model: Model, patterns: Sequence[str] | None = None) -> list[str]:
     """Names of the modules to tap, in the order of registration.
 

@@ -1,8 +1,9 @@
-"""One pass over the data for every metric, layer and perturbation: from a network and images to rows of the table."""
+"""Every layer, clean and perturbed, in one pass over the examples: from a model to rows of the table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isnan
 from typing import Any
 
@@ -11,76 +12,327 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from geophone.core import table
-from geophone.core.arguments import checked
-from geophone.core.errors import GeophoneError, Unlabelled, check_counts
+from geophone.core.arguments import as_tuple, checked
+from geophone.core.errors import Unlabelled, check_counts
 from geophone.core.registry import METRICS
-from geophone.core.rng import draws, key, stream
-from geophone.core.types import Batch, GoesOn, Model, Pair, Perturbation, unwrapped, without_gradients
-from geophone.data import Split, as_split
+from geophone.core.rng import draws, stream
+from geophone.core.types import Batch, GoesOn, Model, Pair, Perturbation, unwrapped
+from geophone.data import Split
 from geophone.metrics import Metric, Undefined, default_metrics
 from geophone.metrics.metric import not_finite
-from geophone.models.run import (
-    answers_at_random,
-    check_columns,
-    check_labels,
-    deterministic,
-    evaluating,
-    full_precision,
-    logits_of,
-    need_labels,
-    seeded,
-)
+from geophone.models.run import Subject, check_columns, check_labels, logits_of, need_labels
 from geophone.models.stochastic import refuse_frozen
-from geophone.models.tap import PROBED, Reduce, check_axes, check_ran, layers_of, spatial_mean, tap
+from geophone.models.tap import PROBED, Reduce, check_axes, check_ran, layers_of, reduction, spatial_mean, tap
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
+from geophone.perturb.cost import passes
 from geophone.perturb.parse import condition as columns_of
 from geophone.perturb.parse import family_name, level_of, shakes
+from geophone.probes.part import Name, Part, name_of
+from geophone.probes.probe import PROBES, Probe, Row, Step, measured
 from geophone.probes.projection import RandomProjection
 
 NO_UNIT = "this unit has no value: see what the metric says"
 
-Key = tuple[str | None, type, bool]
-"""Where a sum belongs: layer (none for the logits), statistic, and whether the labels were shuffled."""
+
+@dataclass(frozen=True)
+class Soundness:
+    """Of the examples behind a sum, how many have NaN or infinite responses; a statistic.
+
+    Attributes:
+        examples: How many there are; each may have several rows.
+        bad: How many of them have a NaN or an infinity, on either side of a pair.
+    """
+
+    examples: int
+    bad: Int[Tensor, ""]
+
+    @classmethod
+    def of(cls, batch: Batch | Pair, examples: int) -> "Soundness":
+        """Of one batch of so many examples. Nothing is read back from the device."""
+        sides = (batch.a, batch.b) if isinstance(batch, Pair) else (batch.x,)
+        rows = torch.stack([~side.isfinite().all(1) for side in sides]).any(0)
+        return cls(examples, rows.reshape(examples, -1).any(1).count_nonzero())
+
+    def __add__(self, other: "Soundness") -> "Soundness":
+        return Soundness(self.examples + other.examples, self.bad + other.bad)
 
 
-@dataclass
-class _Condition:
-    """The clean images, or one perturbation of them, and what was summed up so far."""
+class Condition:
+    """What one step sums up under one condition, by layer (none for the logits), statistic, and shuffled labels or not.
 
-    columns: dict[str, Any]
-    perturbation: Perturbation | None
-    sums: dict[Key, Any] = field(default_factory=dict)
-    missing: dict[Key, str] = field(default_factory=dict)
-    """Why there is no sum: the images lack the labels that it needs."""
-    examples: dict[Key, int] = field(default_factory=dict)
-    """Of each sum, how many examples went into it."""
-    bad: dict[Key, Any] = field(default_factory=dict)
-    """How many of them have NaN or infinite responses; on the responses' device until it is read."""
+    Attributes:
+        sums: The statistics.
+        sound: Of each, its `Soundness`.
+        missing: Why there is no statistic: the examples lack the labels that it needs.
+    """
 
-    @property
-    def attack(self) -> Perturbation | None:
-        """The perturbation, where it attacks."""
-        return self.perturbation if self.perturbation is not None and is_attack(self.perturbation) else None
+    def __init__(self) -> None:
+        self.sums: dict[Name, Any] = {}
+        self.sound: dict[Name, Soundness] = {}
+        self.missing: dict[Name, str] = {}
 
     def add(self, layer: str | None, statistic: type[Any], shuffled: bool, batch: Batch | Pair, examples: int) -> None:
         """Sum up a batch of so many examples, of which each may have several rows."""
-        key = (layer, statistic, shuffled)
+        name = (layer, name_of(statistic), shuffled)
         try:
-            part = statistic.of(batch)
+            self.sums[name] = statistic.of(batch)
         except Unlabelled as reason:
-            self.missing[key] = str(reason)
+            self.missing[name] = str(reason)
             return
-        self.examples[key] = self.examples.get(key, 0) + examples
-        self.bad[key] = self.bad.get(key, 0) + _not_finite(batch, examples)
-        self.sums[key] = self.sums[key] + part if key in self.sums else part
+        self.sound[name] = Soundness.of(batch, examples)
+
+    def put(self, place: int, sums: dict[Name, Any]) -> list[list[Any]]:
+        """Its sums among those of all conditions; what is missing, as facts."""
+        for name, statistic in self.sums.items():
+            sums[place, "sum", *name] = statistic
+            sums[place, "sound", *name] = self.sound[name]
+        return [[place, *name, reason] for name, reason in self.missing.items()]
 
 
-def _not_finite(batch: Batch | Pair, examples: int) -> Int[Tensor, ""]:
-    """How many examples have a NaN or an infinity, on either side of a pair."""
-    sides = (batch.a, batch.b) if isinstance(batch, Pair) else (batch.x,)
-    rows = torch.stack([~side.isfinite().all(1) for side in sides]).any(0)
-    return rows.reshape(examples, -1).any(1).count_nonzero()
+@PROBES.register
+@dataclass(frozen=True)
+class Layers(Probe):
+    """Responses of every layer, and the logits, to clean and perturbed examples; a step is a batch.
+
+    See `measure` for what is done and what the fields mean.
+    """
+
+    perturbations: tuple[str | Perturbation, ...] = ()
+    layers: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None
+    reduce: str | Reduce = "spatial_mean"
+    features: int = 2000
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, features=self.features)
+
+    @cached_property
+    def chosen(self) -> list[Metric]:
+        """The metrics."""
+        return [METRICS[name] for name in (default_metrics() if self.metrics is None else self.metrics)]
+
+    @property
+    def kinds(self) -> Sequence[type[Any]]:
+        return (*dict.fromkeys(metric.statistic for metric in self.chosen), Soundness)
+
+    def resolved(self, examples: Split) -> "Layers":
+        shaken = tuple(shakes(self.perturbations, examples.x.shape))
+        return replace(self, perturbations=shaken, metrics=tuple(metric.name for metric in self.chosen))
+
+    @property
+    def conditions(self) -> list[Perturbation | None]:
+        """The clean examples, and every perturbation, of a probe that is resolved."""
+        return [None, *(one for one in self.perturbations if not isinstance(one, str))]
+
+    def steps(self, examples: Split) -> int:
+        return examples.steps(self.batch_size)
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        each = len(examples) / self.steps(examples)
+        return [each * (1 if one is None else 1 + passes(one)) for one in self.conditions]
+
+    def check(self, subject: Subject, examples: Split) -> None:
+        if len(self.conditions) > 1:
+            refuse_frozen(subject.model, "Robustness")
+        if attack := next((one for one in self.conditions if one is not None and is_attack(one)), None):
+            need_labels(examples, family_name(attack))
+        some = next(examples.batches(PROBED)).x
+        check_axes(subject.model, some, min(self.batch_size, len(examples)), self.layers)
+
+    def begin(self, subject: Subject, examples: Split) -> Step:
+        model, reduce = subject.model, reduction(self.reduce)
+        wanted = [] if self.layers is None else layers_of(model, self.layers)
+        points = any(metric.reads == "points" for metric in self.chosen)
+        project = RandomProjection(self.features, subject.seed) if points else None
+        order = torch.randperm(len(examples), generator=stream(subject.seed, "shuffled labels"))
+        shuffled = examples.y[order.to(examples.y.device)]
+        attacked = any(one is not None and is_attack(one) for one in self.conditions)
+        noisy = attacked and subject.stochastic()
+        runs = [one if one is None or not is_attack(one) else averaging(one, noisy) for one in self.conditions]
+        facts = [_facts(one, run, noisy) for one, run in zip(self.conditions, runs, strict=True)]
+        fits = False
+
+        def step(number: int, done: Callable[[int], None]) -> Part:
+            nonlocal fits
+            batch = examples.batch(number, self.batch_size)
+            shuffled_y = shuffled[number * self.batch_size :][: len(batch)]
+            clean: dict[str, Tensor] = {}
+            weaker: dict[str, tuple[Perturbation, Tensor]] = {}
+            sums: dict[Name, Any] = {}
+            missing: list[list[Any]] = []
+            for place, (run, (here, _)) in enumerate(zip(runs, facts, strict=True)):
+                subject.reseed("network", number, here["perturbation"], here["level"])
+                x = batch.x
+                if run is not None:
+                    # What a stochastic model answers on the way depends on the draws before it.
+                    begun = {} if noisy and is_attack(run) else weaker
+                    x = _perturbed(run, here["perturbation"], batch, model, subject.seed, begun)
+                logits, responses, projected = responses_of(model, x, self.layers, reduce, project)
+                check_ran(wanted, responses)
+                if run is None:
+                    clean = responses
+                    if not fits:
+                        self._check_logits(logits, examples)
+                        fits = True
+                condition = Condition()
+                self._sum_up(condition, run is not None, batch, x, logits, responses, projected, shuffled_y, clean)
+                missing += condition.put(place, sums)
+                done(place + 1)
+            known = {"examples": len(examples), "order": list(clean), "conditions": facts, "missing": missing}
+            return Part.of(number, sums, known)
+
+        return step
+
+    def _check_logits(self, logits: Tensor, examples: Split) -> None:
+        if any(metric.reads == "logits" for metric in self.chosen):
+            check_columns(logits)
+        check_labels(examples, logits.shape[1])
+
+    def _sum_up(
+        self,
+        condition: Condition,
+        perturbed: bool,
+        batch: Batch,
+        x: Tensor,
+        logits: Tensor,
+        responses: dict[str, Tensor],
+        points: dict[str, Tensor],
+        shuffled_y: Tensor,
+        clean: dict[str, Tensor],
+    ) -> None:
+        """Every statistic of one batch that a metric needs; x are its examples as this condition has them."""
+        n = len(batch)
+        here = [metric for metric in self.chosen if not (perturbed and metric.when == "clean")]
+        for statistic, reads, shuffled in {(m.statistic, m.reads, m.shuffled): None for m in here}:
+            if reads == "logits":
+                condition.add(None, statistic, shuffled, batch.with_x(logits), n)
+            elif reads == "images":
+                if perturbed:
+                    condition.add(None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1), batch.index), n)
+            else:
+                for layer, response in (points if reads == "points" else responses).items():
+                    if reads != "pair":
+                        labelled = Batch(batch.x, shuffled_y, batch.index) if shuffled else batch
+                        condition.add(layer, statistic, shuffled, labelled.with_rows(response), n)
+                    elif perturbed and layer in clean:
+                        pair = Pair(clean[layer], response, batch.with_rows(response).index)
+                        condition.add(layer, statistic, shuffled, pair, n)
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        total, depth = part.total(), {name: i for i, name in enumerate(part.facts["order"])}
+        for place, (columns, eot) in enumerate(part.facts["conditions"]):
+            here = {name[1:]: statistic for name, statistic in total.items() if name[0] == place}
+            missing = [rest for which, *rest in part.facts["missing"] if which == place]
+            yield from condition_rows(self.chosen, here, missing, columns, depth, units=place == 0)
+            if eot is not None:
+                yield {**columns, **eot_row(eot), "n": part.facts["examples"]}
+
+
+def _facts(perturbation: Perturbation | None, run: Perturbation | None, noisy: bool) -> tuple[Row, int | None]:
+    """A condition's columns; of an attack on a stochastic model, over how many draws its gradients are averaged."""
+    averaged = noisy and run is not None and is_attack(run)
+    return columns_of(perturbation), draws_of(run, True) if averaged else None
+
+
+def _perturbed(
+    perturbation: Perturbation,
+    name: str,
+    batch: Batch,
+    model: Model,
+    seed: int,
+    weaker: dict[str, tuple[Perturbation, Tensor]],
+) -> Tensor:
+    """The batch's examples, perturbed. What goes on from a lower level, as an attack does in steps, starts there."""
+    # Keyed without the level: an example gets the same noise, only more of it, all along a curve.
+    rng = draws(seed, name, index=batch.index)
+    if not isinstance(perturbation, GoesOn):
+        return perturbation(batch.x, batch.y, model, rng)
+    before = weaker.get(name)
+    if before is not None and level_of(before[0]) <= level_of(perturbation):
+        x = perturbation.onward(before[1], before[0], batch.x, batch.y, model, rng)
+    else:
+        x = perturbation(batch.x, batch.y, model, rng)
+    weaker[name] = perturbation, x
+    return x
+
+
+def responses_of(
+    model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce, project: Reduce | None = None
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The logits, what every layer answers reduced, and the same projected."""
+    projected: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
+    if project is not None:
+        projected = tap(model, layers, project)
+    with tap(model, layers, reduce) as seen, projected as points:
+        return logits_of(unwrapped(model), x), dict(seen), dict(points)
+
+
+def condition_rows(
+    chosen: Sequence[Metric],
+    sums: Mapping[Any, Any],
+    missing: Sequence[Sequence[Any]],
+    columns: Mapping[str, Any],
+    depth: Mapping[str, int],
+    units: bool,
+) -> Iterator[Row]:
+    """A condition's rows: every metric of the model, then of each layer; of single units if asked for.
+
+    Args:
+        chosen: The metrics.
+        sums: Statistics and their soundness, as `Condition.put` names them, of this condition: without its place.
+        missing: For each that there is none of: layer, statistic, whether the labels were shuffled, and why.
+        columns: Family, perturbation, level and others.
+        depth: The layers' places.
+        units: Whether there are rows of single units.
+    """
+    for metric in chosen:
+        needs = [name_of(metric.statistic), metric.shuffled]
+        common = {**columns, "metric": metric.name}
+        for layer, *what, reason in missing:
+            if what == needs:
+                yield {**common, **_where(layer, depth), "note": reason}
+        layers = [layer for kind, layer, *what in sums if kind == "sum" and what == needs]
+        values: list[float] = []
+        used = 0
+        for layer in layers:
+            statistic = sums["sum", layer, *needs]
+            row: Row = {**common, "n": statistic.n, "d": statistic.d, **_where(layer, depth)}
+            if layer is not None and metric.reads == "pair":
+                row = {"other": "clean", **row}
+            try:
+                sound: Soundness = sums["sound", layer, *needs]
+                if bad := int(sound.bad):
+                    raise Undefined(not_finite(bad, sound.examples))
+                value = metric(statistic)
+                low, high, no_interval = metric.bounds(statistic)
+            except Undefined as reason:
+                yield row | {"note": str(reason)}
+                continue
+            if metric.per_unit:
+                if units:
+                    for unit, v in enumerate(value.tolist()):
+                        yield row | {"unit": unit, "value": v, "note": NO_UNIT if isnan(v) else None}
+                defined = value[~value.isnan()]
+                if without := len(value) - len(defined):
+                    row["note"] = f"{without} of {len(value)} units have no value"
+                if len(defined) == 0:
+                    yield row
+                    continue
+                used += len(defined)
+                value = float(defined.mean())
+                values.append(value)
+            if no_interval:
+                row["note"] = no_interval
+            yield row | {"value": float(value), "low": low, "high": high}
+        if values:
+            of = "" if len(values) == len(layers) else f" of {len(layers)}"
+            note = f"mean over {len(values)}{of} layers"
+            yield {**common, "value": sum(values) / len(values), "n": statistic.n, "d": used, "note": note}
+
+
+def _where(layer: str | None, depth: Mapping[str, int]) -> Row:
+    return {} if layer is None else {"layer": layer, "depth": depth[layer]}
 
 
 @checked
@@ -89,7 +341,7 @@ def measure(
     data: Any,
     perturbations: str | Perturbation | Sequence[Perturbation | str] = (),
     layers: Sequence[str] | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     *,
     batch_size: int = 256,
     reduce: Reduce = spatial_mean,
@@ -127,247 +379,13 @@ def measure(
 
     >>> measure(model, "fashion_mnist_mini", "LinfPGD(eps=8/255)", ["relu*"], ["accuracy", "cka"])
     """
-    chosen = _named(default_metrics() if metrics is None else metrics)
-    check_counts(batch_size=batch_size)
-    split = as_split(data).near(model)
-    conditions = [_Condition(columns_of(p), p) for p in (None, *shakes(perturbations, split.x.shape))]
-    if len(conditions) > 1:
-        refuse_frozen(model, "Robustness")
-    if attack := next((c.attack for c in conditions if c.attack is not None), None):
-        need_labels(split, family_name(attack))
-    wanted = [] if layers is None else layers_of(model, layers)
-    project = RandomProjection(features, seed) if any(m.reads == "points" for m in chosen) else None
-    depth: dict[str, int] = {}
-    shuffled = split.y[torch.randperm(len(split), generator=stream(seed, "shuffled labels")).to(split.y.device)]
-    steps = split.steps(batch_size) * len(conditions)
-    done = 0
-    noise = key(seed, "network")  # of a stochastic network, so that its rows can be repeated
-    with evaluating(model), full_precision(), deterministic(), seeded(noise, split.x.device), without_gradients():
-        check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
-        noisy = _average(conditions, model, split)
-        for number, batch in enumerate(split.batches(batch_size)):
-            shuffled_y = shuffled[number * batch_size :][: len(batch)]
-            clean: dict[str, Tensor] = {}
-            weaker: dict[str, tuple[Perturbation, Tensor]] = {}
-            for condition in conditions:
-                x = batch.x
-                if condition.perturbation is not None:
-                    name = condition.columns["perturbation"]
-                    x = _perturbed(condition.perturbation, name, batch, model, seed, weaker)
-                logits, responses, points = _responses(model, x, layers, reduce, project)
-                check_ran(wanted, responses)
-                if condition.perturbation is None and number == 0:
-                    if any(m.reads == "logits" for m in chosen):
-                        check_columns(logits)
-                    check_labels(split, logits.shape[1])
-                _sum_up(condition, chosen, batch, x, logits, responses, points, shuffled_y, clean)
-                if condition.perturbation is None:
-                    clean = responses
-                    depth = {name: i for i, name in enumerate(responses)}
-                done += 1
-                if progress is not None:
-                    progress(done, steps)
-    given = dict(columns or {})
-    rows = (row for c in conditions for row in (*_rows(c, chosen, depth), *_averaging(c, noisy, len(split))))
-    return table.frame({**given, **row} for row in rows)
-
-
-def _average(conditions: Sequence[_Condition], model: Model, split: Split) -> bool:
-    """Whether a network under attack is stochastic; if so, the attacks average over its noise, under their names."""
-    attacks = [(condition, attack) for condition in conditions if (attack := condition.attack) is not None]
-    noisy = bool(attacks) and answers_at_random(model, split)
-    for condition, attack in attacks:
-        condition.perturbation = averaging(attack, noisy)
-    return noisy
-
-
-def _averaging(condition: _Condition, noisy: bool, n: int) -> Iterator[dict[str, Any]]:
-    """Of an attack on a stochastic network, how its gradients were averaged."""
-    if noisy and condition.attack is not None:
-        yield {**condition.columns, **eot_row(draws_of(condition.attack, True)), "n": n}
-
-
-def _perturbed(
-    perturbation: Perturbation,
-    name: str,
-    batch: Batch,
-    model: Model,
-    seed: int,
-    weaker: dict[str, tuple[Perturbation, Tensor]],
-) -> Tensor:
-    """The batch's images, perturbed. What goes on from a lower level, as an attack does in steps, starts there."""
-    # Keyed without the level: an image gets the same noise, only more of it, all along a curve.
-    rng = draws(seed, name, index=batch.index)
-    if not isinstance(perturbation, GoesOn):
-        return perturbation(batch.x, batch.y, model, rng)
-    before = weaker.get(name)
-    if before is not None and level_of(before[0]) <= level_of(perturbation):
-        x = perturbation.onward(before[1], before[0], batch.x, batch.y, model, rng)
-    else:
-        x = perturbation(batch.x, batch.y, model, rng)
-    weaker[name] = perturbation, x
-    return x
-
-
-def _responses(
-    model: Model, x: Tensor, layers: Sequence[str] | None, reduce: Reduce, project: Reduce | None = None
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """The logits, what every layer answers reduced, and the same projected."""
-    projected: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
-    if project is not None:
-        projected = tap(model, layers, project)
-    with tap(model, layers, reduce) as seen, projected as points:
-        return logits_of(unwrapped(model), x), dict(seen), dict(points)
-
-
-def _sum_up(
-    condition: _Condition,
-    chosen: Sequence[Metric],
-    batch: Batch,
-    x: Tensor,
-    logits: Tensor,
-    responses: dict[str, Tensor],
-    points: dict[str, Tensor],
-    shuffled_y: Tensor,
-    clean: dict[str, Tensor],
-) -> None:
-    """Add one batch to every statistic that a chosen metric needs; x are its images as this condition has them."""
-    perturbed = condition.perturbation is not None
-    here = [m for m in chosen if not (perturbed and m.when == "clean")]
-    for statistic, reads, shuffled in {(m.statistic, m.reads, m.shuffled): None for m in here}:
-        if reads == "logits":
-            condition.add(None, statistic, shuffled, batch.with_x(logits), len(batch))
-        elif reads == "images":
-            if perturbed:
-                condition.add(
-                    None, statistic, shuffled, Pair(batch.x.flatten(1), x.flatten(1), batch.index), len(batch)
-                )
-        else:
-            for layer, response in (points if reads == "points" else responses).items():
-                if reads != "pair":
-                    labelled = Batch(batch.x, shuffled_y, batch.index) if shuffled else batch
-                    condition.add(layer, statistic, shuffled, labelled.with_rows(response), len(batch))
-                elif layer in clean:
-                    index = batch.with_rows(response).index
-                    condition.add(layer, statistic, shuffled, Pair(clean[layer], response, index), len(batch))
-
-
-def _rows(condition: _Condition, chosen: Sequence[Metric], depth: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """The condition's rows: every metric of the network, then of each layer; single units on clean images only."""
-    for metric in chosen:
-        common = {**condition.columns, "metric": metric.name}
-        for (layer, *needs), reason in condition.missing.items():
-            if tuple(needs) == _needs(metric):
-                where = {} if layer is None else {"layer": layer, "depth": depth[layer]}
-                yield {**common, **where, "note": reason}
-        layers = [layer for layer, statistic, shuffled in condition.sums if (statistic, shuffled) == _needs(metric)]
-        layer_values, units = [], 0
-        for layer in layers:
-            key = (layer, *_needs(metric))
-            statistic = condition.sums[key]
-            row: dict[str, Any] = {**common, "n": statistic.n, "d": statistic.d}
-            if layer is not None:
-                row |= {"layer": layer, "depth": depth[layer]}
-                if metric.reads == "pair":
-                    row = {"other": "clean", **row}
-            try:
-                if bad := int(condition.bad[key]):
-                    raise Undefined(not_finite(bad, condition.examples[key]))
-                value = metric(statistic)
-                low, high, no_interval = metric.bounds(statistic)
-            except Undefined as reason:
-                yield row | {"note": str(reason)}
-                continue
-            if metric.per_unit:
-                if condition.perturbation is None:
-                    for unit, v in enumerate(value.tolist()):
-                        yield row | {"unit": unit, "value": v, "note": NO_UNIT if isnan(v) else None}
-                defined = value[~value.isnan()]
-                if missing := len(value) - len(defined):
-                    row["note"] = f"{missing} of {len(value)} units have no value"
-                if len(defined) == 0:
-                    yield row
-                    continue
-                units += len(defined)
-                value = float(defined.mean())
-                layer_values.append(value)
-            if no_interval:
-                row["note"] = no_interval
-            yield row | {"value": float(value), "low": low, "high": high}
-        if layer_values:
-            mean = sum(layer_values) / len(layer_values)
-            of = "" if len(layer_values) == len(layers) else f" of {len(layers)}"
-            yield {
-                **common,
-                "value": mean,
-                "n": statistic.n,
-                "d": units,
-                "note": f"mean over {len(layer_values)}{of} layers",
-            }
-
-
-def _named(metrics: str | Sequence[str]) -> list[Metric]:
-    """Metrics by their names, or by one name."""
-    names = [metrics] if isinstance(metrics, str) else metrics
-    return [METRICS[name] for name in names]
-
-
-def _needs(metric: Metric) -> tuple[type[Any], bool]:
-    return metric.statistic, metric.shuffled
-
-
-@checked
-def compare(
-    first: Model,
-    second: Model,
-    data: Any,
-    metrics: Sequence[str] = ("cka", "pwcca"),
-    layers: Sequence[str] | None = None,
-    *,
-    batch_size: int = 256,
-    reduce: Reduce = spatial_mean,
-    seed: int = 0,
-    columns: Mapping[str, Any] | None = None,
-) -> pl.DataFrame:
-    """How alike two networks' responses to the same clean images are, layer by layer; returns rows of the table.
-
-    Layers are compared that bear the same name in both. The rows' family is "networks".
-
-    Args:
-        first: Images in [0, 1] → logits. Layers and depths are its own.
-        second: The other network, on the same device.
-        data: As in `measure`.
-        metrics: Names of metrics that read pairs.
-        layers: As in `measure`.
-        batch_size: Images per batch.
-        reduce: As in `measure`.
-        seed: Keys the noise of stochastic networks.
-        columns: Values for the table's other columns; `perturbation` and `other` say what the second network is.
-
-    Raises:
-        GeophoneError: a metric that reads no pairs, or no layer that both have.
-    """
-    chosen = _named(metrics)
-    check_counts(batch_size=batch_size)
-    if wrong := [m.name for m in chosen if m.reads != "pair"]:
-        raise GeophoneError(f"{wrong[0]} does not compare two sets of responses. Name metrics that do, such as cka.")
-    condition = _Condition({"family": "networks", "perturbation": "another network", "other": "second"}, None)
-    depth: dict[str, int] = {}
-    split = as_split(data).near(first)
-    noise = seeded(key(seed, "compare", "network"), split.x.device)  # of a stochastic network
-    with evaluating(first), evaluating(second), full_precision(), deterministic(), noise, without_gradients():
-        for model in (first, second):
-            check_axes(model, next(split.batches(PROBED)).x, min(batch_size, len(split)), layers)
-        for batch in split.batches(batch_size):
-            (_, ours, _), (_, theirs, _) = (_responses(model, batch.x, layers, reduce) for model in (first, second))
-            depth = {name: i for i, name in enumerate(ours)}
-            if not ours.keys() & theirs.keys():
-                raise GeophoneError(
-                    f"no layer has the same name in both networks: {', '.join(ours)} and {', '.join(theirs)}."
-                )
-            for statistic in {m.statistic: None for m in chosen}:
-                for name in (name for name in ours if name in theirs):
-                    index = batch.with_rows(ours[name]).index
-                    condition.add(name, statistic, False, Pair(ours[name], theirs[name], index), len(batch))
-    condition.columns |= dict(columns or {})
-    return table.frame(_rows(condition, chosen, depth))
+    probe = Layers(
+        as_tuple(perturbations),
+        None if layers is None else as_tuple(layers),
+        None if metrics is None else as_tuple(metrics),
+        reduce,
+        features,
+        batch_size,
+    )
+    _ = probe.chosen  # an unknown metric is found before data are read
+    return measured(probe, model, data, seed=seed, columns=columns, progress=progress)

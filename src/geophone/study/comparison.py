@@ -14,7 +14,7 @@ from geophone.models import load_model
 from geophone.models.tap import REDUCTIONS
 from geophone.perturb.parse import family_name, level_of
 from geophone.probes.layer_maps import SAME_LAYER, similarity
-from geophone.probes.layers import compare
+from geophone.probes.pairs import compare
 from geophone.study.tasks import Job, Progress, identity, snapshot_folder
 
 

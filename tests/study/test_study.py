@@ -147,9 +147,13 @@ class Stop(BaseException):
     """Like Ctrl-C: not an ordinary error."""
 
 
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    return whole(tmp_path_factory.mktemp("wanted"))
+
+
 @pytest.mark.parametrize("at", [1, 4, 8, 13])
-def test_interrupted_in_the_middle_it_ends_the_same(tmp_path, at):
-    wanted = whole(tmp_path / "a")
+def test_interrupted_in_the_middle_it_ends_the_same(tmp_path, wanted, at):
     calls = []
 
     def stop(stage, done, steps):

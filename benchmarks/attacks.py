@@ -18,7 +18,8 @@ from geophone.models.load import import_torchvision
 from geophone.models.run import evaluating
 from geophone.perturb import LinfAPGD, LinfPGD
 from geophone.perturb.attacks.fold import folded
-from geophone.probes.survival import eps_curve, survival
+from geophone.probes.curves import eps_curve
+from geophone.probes.survival import survival
 from geophone.train import Standard, Training, fit, initialised
 
 STEPS = 20

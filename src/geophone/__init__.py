@@ -18,13 +18,14 @@ from geophone.metrics.geometry import manifold_geometry
 from geophone.models import load_model
 from geophone.models.tap import record, tap
 from geophone.perturb import grid
+from geophone.probes.curves import Curve, eps_curve
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.gradients import input_gradients
 from geophone.probes.layer_maps import Similarity, similarity
 from geophone.probes.layers import measure
 from geophone.probes.pairs import compare
 from geophone.probes.published import published
-from geophone.probes.survival import Curve, Survival, eps_curve, survival
+from geophone.probes.survival import Survival, survival
 from geophone.report import write_report
 from geophone.scan import Scan, attack, compare_networks, scan
 from geophone.study import Job, run_study

@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import polars as pl
 import torch
 
 from geophone.core import table
-from geophone.core.arguments import checked
+from geophone.core.arguments import as_tuple, checked
 from geophone.core.checksums import json_bytes
 from geophone.core.errors import GeophoneError, plain
 from geophone.core.files import LOCK, reserved, write_all
@@ -24,17 +25,15 @@ from geophone.core.types import Model, Perturbation, device_name, device_of
 from geophone.data import ImageData, Split, as_split, load
 from geophone.metrics import default_metrics
 from geophone.models import load_model
-from geophone.models.run import need_labels, usable_device
+from geophone.models.run import need_labels, opened, usable_device
 from geophone.models.tap import Reduce, spatial_mean
-from geophone.perturb import grid
-from geophone.perturb.cost import CURVE, passes
-from geophone.perturb.parse import shakes
-from geophone.probes.checks import AVERAGING, attack_checks, axes_check, check_passes, other_classes
-from geophone.probes.checks import checks as table_checks
-from geophone.probes.layer_maps import same_memory, similarity
-from geophone.probes.layers import measure
-from geophone.probes.survival import Survival, members, survival, with_radius
-from geophone.probes.survival import curves as radii
+from geophone.probes.checks import AVERAGING, AttackChecks, LayerAxes, ModelChecks, other_classes, table_checks
+from geophone.probes.curves import Curves, with_radius
+from geophone.probes.judge import named_attacks
+from geophone.probes.layer_maps import MINIBATCH, LayerMap, same_memory
+from geophone.probes.layers import Layers
+from geophone.probes.probe import Probe, run, stage_of, summed
+from geophone.probes.survival import Robustness, Survival
 from geophone.report import report_files
 
 DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
@@ -85,6 +84,7 @@ def scan(
     seed: int = 0,
     name: str | None = None,
     checks: bool = True,
+    probes: Sequence[Probe] | None = None,
     progress: Steps | None = None,
 ) -> Scan:
     """Shake a network and see where it gives: its accuracy under every perturbation, and what happens in each layer.
@@ -109,6 +109,7 @@ def scan(
         checks: Whether small attacks check that the robustness can be believed (see
             `geophone.probes.checks.attack_checks`), as much work as 550 passes over 200 images. The checks of the
             measurement alone are always made.
+        probes: What is measured, in place of what `scan_probes` gives for the arguments above.
         progress: Called with (steps done, steps in all) of the whole scan; a step is about one pass over one image. A
             `geophone.core.progress.Watcher` is also told where a stage begins.
 
@@ -121,25 +122,15 @@ def scan(
     with _reserved(out) as (page, folder):
         made, source, split = _opened(model, data, factory, images, device)
         need_labels(split, "scan")
-        drawn = with_radius(curves)
+        asked = probes
+        if asked is None:
+            options: dict[str, Any] = {"curves": curves, "checks": checks, "batch_size": batch_size, "reduce": reduce}
+            asked = scan_probes(perturb, layers, also, **options)
         label = plain(name or (str(model) if isinstance(model, str | Path) else type(model).__name__))
         columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
-        stages = Stages(progress, _scan_stages(split, shakes(perturb, split.x.shape), drawn, checks, batch_size))
-        rows = measure(
-            *(made, split, perturb, layers, tuple(dict.fromkeys((*default_metrics(), *also)))),
-            batch_size=batch_size,
-            reduce=reduce,
-            seed=seed,
-            columns=columns,
-            progress=stages.begin("measuring"),
-        )
-        common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        rows = rows.vstack(radii(made, split, drawn, columns=columns, progress=stages.begin("curves"), **common))
-        stages.begin("checks")
-        found = [*table_checks(made, split, rows, _classes(source), layers, reduce, batch_size=batch_size)]
-        found += _left_out(source)
-        if checks:
-            found += attack_checks(made, split, progress=stages.begin("checks by attacks"), **common)
+        every = [_Ask((made,), probe, columns) for probe in asked]
+        rows, stages = _measured(every, split.near(made), seed, progress)
+        found = [*table_checks(rows, _classes(source)), *_left_out(source)]
         rows = rows.vstack(table.frame({**columns, **row} for row in found))
         stages.begin("the page")
         written = _written(rows, folder, page, f"Scan of {label}", made, seed, (started, clock))
@@ -147,20 +138,70 @@ def scan(
         return written
 
 
-def _scan_stages(
-    split: Split, shaken: Sequence[Perturbation], curves: Sequence[Perturbation], checks: bool, batch_size: int
-) -> list[Stage]:
-    """What a scan does, by what it costs: passes of one image through the network."""
-    batches = split.steps(batch_size)
-    each = len(split) / batches
-    asked, attacked = check_passes(len(split))
-    work = [
-        Stage("measuring", [each, *(each * (1 + passes(one)) for one in shaken)], batches),
-        Stage("curves", [each * CURVE * passes(one) for one in curves for _ in range(batches)]),
-        Stage("checks", [asked]),
-        Stage("checks by attacks", [float(checks)] * attacked),
+def scan_probes(
+    perturb: str | Sequence[Perturbation | str] = DEFAULT_PERTURBATIONS,
+    layers: Sequence[str] | None = None,
+    also: Sequence[str] = (),
+    *,
+    curves: str | Sequence[Perturbation | str] = DEFAULT_CURVES,
+    checks: bool = True,
+    batch_size: int = 256,
+    reduce: str | Reduce = "spatial_mean",
+) -> list[Probe]:
+    """What `scan` measures, as probes, with what is left to defaults written out: print it, change it, pass it on.
+
+    Args:
+        perturb: As for `scan`.
+        layers: As for `scan`.
+        also: As for `scan`.
+        curves: As for `scan`.
+        checks: As for `scan`.
+        batch_size: Examples per batch.
+        reduce: As for `scan`.
+
+    >>> scan(my_model, "fashion_mnist_mini", probes=[*scan_probes("noise"), Gradients()])
+    """
+    named = None if layers is None else tuple(layers)
+    metrics = tuple(dict.fromkeys((*default_metrics(), *also)))
+    drawn = tuple(with_radius(curves))
+    return [
+        Layers(as_tuple(perturb), named, metrics, reduce, batch_size=batch_size),
+        *([Curves(drawn, batch_size=batch_size)] if drawn else []),
+        ModelChecks(batch_size),
+        LayerAxes(named, reduce),
+        *([AttackChecks(batch_size=batch_size)] if checks else []),
     ]
-    return [*work, Stage("the page", [_WRITING * sum(stage.total for stage in work)])]
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """A probe, of which models, in whose name.
+
+    Attributes:
+        models: One or two.
+        probe: What is measured of them.
+        columns: Whose rows these are; they go before what the probe says.
+        name: What progress calls it; by default what the probe says.
+    """
+
+    models: tuple[Model, ...]
+    probe: Probe
+    columns: Mapping[str, Any]
+    name: str = ""
+
+
+def _measured(asked: Sequence[_Ask], examples: Split, seed: int, progress: Steps | None) -> tuple[pl.DataFrame, Stages]:
+    """Rows of all probes, each of models that are opened for it; and what goes on telling the progress."""
+    asked = [replace(one, probe=one.probe.resolved(examples)) for one in asked]
+    work = [stage_of(one.probe, examples) for one in asked]
+    work = [replace(stage, name=one.name or stage.name) for stage, one in zip(work, asked, strict=True)]
+    stages = Stages(progress, [*work, Stage("the page", [_WRITING * sum(stage.total for stage in work)])])
+    parts = []
+    for place, one in enumerate(asked):
+        with opened(one.models, examples, seed) as subject:
+            rows = run(one.probe, subject, examples, progress=stages.begin(place))
+        parts.append(table.labelled(rows, one.columns))
+    return pl.concat(parts), stages
 
 
 @checked
@@ -201,11 +242,11 @@ def attack(
     >>> attack("my.py:model", "fashion_mnist_mini", "LinfAutoAttack(eps=8/255)").accuracy()
     """
     made, source, split = _opened(model, data, factory, images, device)
-    batches = split.steps(batch_size)
-    costs = [passes(one) * len(split) / batches for one in members(attacks) for _ in range(restarts)]
-    stages = Stages(progress, [Stage("attacking", costs, batches)])
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": stages.begin("attacking")}
-    found = survival(made, split, attacks, restarts=restarts, every=every, **common)
+    probe = Robustness(tuple(named_attacks(attacks)), restarts, every, batch_size=batch_size)
+    examples = split.near(made)
+    stages = Stages(progress, [replace(stage_of(probe, examples), name="attacking")])
+    with opened((made,), examples, seed) as subject:
+        found = probe.result(summed(probe, subject, examples, progress=stages.begin(0)))
     stages.end()
     problems = [row["note"] for row in _left_out(source)]
     classes = _classes(source)
@@ -264,34 +305,35 @@ def compare_networks(
         ours, source, split = _opened(first, data, factory, images, device)
         theirs, _, _ = _opened(second, source, factory, images, device or str(device_of(ours)))
         names = _labels(first, second)
-        shaken = (None,) if perturb is None else (None, perturb)
-        stages = Stages(progress, _compare_stages(split, names, shaken, batch_size))
         dataset = source.name if isinstance(source, ImageData) else "data"
         jobs = [{"job": f"scan {i}", "dataset": dataset, "model": label} for i, label in enumerate(names, start=1)]
-        common: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        drawn_by: dict[str, Any] = {**common, "reduce": reduce, "points": points}
-        rows = [table.frame({**jobs[0], **row} for row in _left_out(source))]
+        of_layers = partial(
+            LayerMap,
+            (MINIBATCH,) if measures is None else as_tuple(measures),
+            reduce=reduce,
+            batch_size=batch_size,
+            points=points,
+        )
+        asked: list[_Ask] = []
         for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
-            begun = stages.begin(f"{columns['model']}: accuracy")
-            rows.append(measure(model, split, (), own, ("accuracy",), columns=columns, progress=begun, **common))
+            label, recorded = columns["model"], None if own is None else as_tuple(own)
+            right = Layers(layers=recorded, metrics=("accuracy",), batch_size=batch_size)
+            asked.append(_Ask((model,), right, columns, f"{label}: accuracy"))
             if reduce in AVERAGING:
-                rows.append(table.frame([{**columns, **axes_check(model, split, own, reduce)}]))
-            for each in shaken:
-                begun = stages.begin(f"{columns['model']}: {_told(each)}")
-                found = similarity(
-                    *(model, None, split, measures, own),
-                    perturbation=each,
-                    columns=columns,
-                    progress=begun,
-                    **drawn_by,
-                )
-                rows.append(found.table)
+                asked.append(_Ask((model,), LayerAxes(recorded, reduce), columns))
+            for each in (None, perturb)[: 1 + (perturb is not None)]:
+                probe = of_layers(layers=recorded, perturbation=each)
+                asked.append(_Ask((model,), probe, columns, f"{label}: {_told(each)}"))
+        both = of_layers(
+            layers=None if layers is None else as_tuple(layers), others=None if others is None else as_tuple(others)
+        )
         beside = {**jobs[0], "perturbation": f"beside {names[1]}"}
-        drawn_by |= {"columns": beside, "progress": stages.begin("one beside the other")}
-        rows.append(similarity(ours, theirs, split, measures, layers, others, **drawn_by).table)
+        asked.append(_Ask((ours, theirs), both, beside, "one beside the other"))
+        rows, stages = _measured(asked, split.near(ours), seed, progress)
+        rows = table.frame({**jobs[0], **row} for row in _left_out(source)).vstack(rows)
         stages.begin("the page")
         title = f"{names[0]} beside {names[1]}"
-        written = _written(pl.concat(rows), folder, page, title, ours, seed, (started, clock))
+        written = _written(rows, folder, page, title, ours, seed, (started, clock))
         stages.end()
         return written
 
@@ -299,25 +341,6 @@ def compare_networks(
 def _told(perturbation: str | Perturbation | None) -> str:
     """What a reader calls a comparison of a network with itself."""
     return "its layers" if perturbation is None else "its layers when shaken"
-
-
-def _compare_stages(
-    split: Split, names: Sequence[str], shaken: Sequence[str | Perturbation | None], batch_size: int
-) -> list[Stage]:
-    """What a comparison does, by what it costs: passes of one image through a network."""
-    batches = split.steps(batch_size)
-    each = len(split) / batches
-    work: list[Stage] = []
-    for name in names:
-        work.append(Stage(f"{name}: accuracy", [each], batches))
-        for one in shaken:
-            # Gram matrices of all layers cost about as much as a pass.
-            cost = 2.0
-            if one is not None:
-                cost = 4 + sum(passes(drawn) for drawn in (grid(one) if isinstance(one, str) else [one]))
-            work.append(Stage(f"{name}: {_told(one)}", [each * cost], batches))
-    work.append(Stage("one beside the other", [4 * each], batches))
-    return [*work, Stage("the page", [_WRITING * sum(stage.total for stage in work)])]
 
 
 def _written(

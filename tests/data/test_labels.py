@@ -16,10 +16,12 @@ from geophone.data import ImageData, as_split, imagefolder, load
 from geophone.data.names import output_names
 from geophone.metrics import class_selectivity, eta_squared, participation_ratio
 from geophone.models.tap import record
+from geophone.probes.curves import eps_curve
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.layer_maps import similarity
-from geophone.probes.layers import compare, measure
-from geophone.probes.survival import eps_curve, survival
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
+from geophone.probes.survival import survival
 from geophone.scan import attack, compare_networks, scan
 from geophone.train import Standard, Training, fit
 

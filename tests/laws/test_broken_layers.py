@@ -12,7 +12,8 @@ from geophone.metrics import METRICS_OF_MANIFOLDS
 from geophone.perturb import GaussianNoise
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.gradients import input_gradients
-from geophone.probes.layers import compare, measure
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.train import initialised
 
 COUNT = "{bad} of {n} examples have NaN or infinite responses"

@@ -11,6 +11,7 @@ from geophone.data import Split
 from geophone.metrics.geometry import manifold_geometry
 from geophone.models import GaussianResponse, ResponseNoise
 from geophone.models.networks import SmallCNN
+from geophone.models.run import Subject, opened
 from geophone.perturb import LinfPGD, MatchedL2, RandomSign
 from geophone.perturb.parse import condition
 from geophone.probes import exemplars as manifolds
@@ -95,16 +96,17 @@ def test_the_order_of_the_images_does_not_matter(std):
     assert first.equals(again)
 
 
-def responses(shake, seed=0):
+def responses(shake, seed=0, times=1):
+    """As often one after the other, on one opened network."""
     project = manifolds.RandomProjection(50, 0)
     batch, name = next(images().batches(1)), condition(shake)["perturbation"]
-    with torch.no_grad():
-        return manifolds._copies(network(0.5).eval(), batch, shake, name, 8, LAYERS, project, seed)["relu1"]
+    with opened((network(0.5),), images(), seed) as subject:
+        made = [manifolds._copies(subject, batch, shake, name, 8, LAYERS, project)["relu1"] for _ in range(times)]
+    return made[-1]
 
 
 def does_not_depend_on_what_went_before(shake):
-    first = responses(shake)
-    assert torch.equal(first, responses(shake))
+    assert torch.equal(responses(shake), responses(shake, times=2))
 
 
 @pytest.mark.parametrize("shake", [None, SIGN, LinfPGD(eps=0.05, steps=1)])
@@ -112,7 +114,7 @@ def test_an_image_is_shaken_alike_whatever_went_before(shake, monkeypatch):
     with torch.random.fork_rng():
         does_not_depend_on_what_went_before(shake)
         # The mutant: noise of the network that is not set for each image.
-        monkeypatch.setattr(manifolds, "reseed", lambda *_: None)
+        monkeypatch.setattr(Subject, "reseed", lambda *_: None)
         with pytest.raises(AssertionError):
             does_not_depend_on_what_went_before(shake)
 

@@ -16,7 +16,8 @@ from geophone.models.run import full_precision
 from geophone.models.tap import positions, spatial_mean, tap
 from geophone.perturb import GaussianNoise, LinfPGD
 from geophone.perturb.parse import family_name
-from geophone.probes.layers import compare, measure
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.train import initialised
 
 

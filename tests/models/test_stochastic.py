@@ -27,11 +27,12 @@ from geophone.perturb.attacks.base import EOT_DRAWS, draws_of, eot_row
 from geophone.perturb.attacks.fold import folded
 from geophone.perturb.parse import family_name
 from geophone.probes import checks
+from geophone.probes.curves import eps_curve
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.layer_maps import similarity
 from geophone.probes.layers import measure
 from geophone.probes.published import published
-from geophone.probes.survival import eps_curve, survival
+from geophone.probes.survival import survival
 from geophone.report.findings import findings
 from geophone.report.page import _attack_words
 from geophone.report.words import eot_words
@@ -514,7 +515,7 @@ def test_measure_averages_over_the_noise_of_any_network():
 
 def test_measuring_without_asking_twice(monkeypatch):
     """The mutant: only what the network says of itself."""
-    monkeypatch.setattr(recording, "asked_twice", lambda *_: (None, False))
+    monkeypatch.setattr(recording, "asked_twice", lambda *_: (torch.zeros(1, 2), False))
     with pytest.raises(AssertionError):
         measure_averages(measure)
 
@@ -523,7 +524,7 @@ def test_measuring_without_asking_twice(monkeypatch):
 def test_exemplars_and_similarity_average_over_the_noise_of_any_network(asks, monkeypatch):
     """One step: ten passes for the gradient of each image or batch that is attacked; a row says so."""
     if not asks:
-        monkeypatch.setattr(recording, "asked_twice", lambda *_: (None, False))
+        monkeypatch.setattr(recording, "asked_twice", lambda *_: (torch.zeros(1, 2), False))
     shake = FGSM(eps=0.1)
     for of, attacked in (
         (lambda net: exemplar_manifolds(net, DATA.test, [shake], ["model.head"], exemplars=2, copies=3), 2),

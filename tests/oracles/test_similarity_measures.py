@@ -30,7 +30,8 @@ from geophone.metrics.similarity.pairwise import TURNS
 from geophone.models import SmallCNN
 from geophone.models.tap import positions, spatial_mean
 from geophone.perturb import GaussianNoise
-from geophone.probes.layers import compare, measure
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.stats import PairSample
 from geophone.train import initialised
 

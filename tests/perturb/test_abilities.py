@@ -14,8 +14,9 @@ from geophone.core.types import GoesOn
 from geophone.perturb import LinfPGD, PGDSteps, at_level
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.parse import fitted
+from geophone.probes.curves import eps_curve
 from geophone.probes.layers import measure
-from geophone.probes.survival import eps_curve, survival
+from geophone.probes.survival import survival
 
 QUICK = {"steps": 2, "queries": 4, "searches": 1, "targets": 1, "translations": 2, "rotations": 2}
 

@@ -19,8 +19,9 @@ from geophone.data import ImageData, Split
 from geophone.perturb import FGSM, LinfAPGD, LinfPGD, at_level, from_callable
 from geophone.perturb.attacks import ascent
 from geophone.probes.checks import attack_checks
+from geophone.probes.curves import eps_curve
 from geophone.probes.layers import measure
-from geophone.probes.survival import eps_curve, survival
+from geophone.probes.survival import survival
 from geophone.train import Training, fit
 
 QUICK = {"steps": 3, "queries": 8, "searches": 2, "targets": 2, "translations": 3, "rotations": 3}

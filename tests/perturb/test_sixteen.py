@@ -121,7 +121,7 @@ def test_7_what_failed_is_the_clean_image_and_infinitely_far() -> None:
 
     x, y = data()
     assert torch.equal(L2DeepFool(steps=3).nearest(x, y, Deaf(), RNG), x)
-    from geophone.probes.survival import eps_curve
+    from geophone.probes.curves import eps_curve
 
     curve = eps_curve(Deaf(), (x, y), L2DeepFool(steps=3), [0.5], batch_size=N)
     assert curve.minimum is not None
@@ -129,7 +129,7 @@ def test_7_what_failed_is_the_clean_image_and_infinitely_far() -> None:
 
 
 def test_8_what_is_wrong_already_has_radius_0() -> None:
-    from geophone.probes.survival import eps_curve
+    from geophone.probes.curves import eps_curve
 
     x, y = data()
     y = torch.where(torch.arange(N) < 10, (y + 1) % K, y)

@@ -8,11 +8,13 @@ from geophone.core.errors import GeophoneError
 from geophone.data import synthetic
 from geophone.models import SmallCNN, resnet20
 from geophone.models.tap import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
-from geophone.probes.checks import axes_check, checks
+from geophone.probes.checks import LayerAxes, checks
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.gradients import input_gradients
 from geophone.probes.layer_maps import similarity
-from geophone.probes.layers import compare, measure
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
+from geophone.probes.probe import measured
 from geophone.scan import compare_networks, scan
 from geophone.train import initialised
 
@@ -96,6 +98,11 @@ def test_batches_as_small_as_those_that_are_asked_first(n, split):
     for tokens in (2, 4):
         with pytest.raises(GeophoneError, match="first axis"):
             measure(initialised(lambda tokens=tokens: SequenceFirst(tokens), 0), part, (), ["act"], batch_size=n)
+
+
+def axes_check(model, split, layers=None, reduce=spatial_mean):
+    probe = LayerAxes(None if layers is None else tuple(layers), reduce)
+    return measured(probe, model, split).row(0, named=True)
 
 
 def test_one_image_and_single_images_are_enough(split):

@@ -55,16 +55,17 @@ class Stages:
         self._told, self._stages = told, list(stages)
         self._steps = max(1, round(sum(stage.total for stage in stages)))
 
-    def begin(self, name: str) -> Steps | None:
-        """What the next stage of this name reports to; stages before it count as done, and those are not asked for."""
+    def begin(self, which: str | int) -> Steps | None:
+        """What the stage of this name, or at this place, reports to; stages before it count as done."""
         if self._told is None:
             return None
         told = self._told
-        place = next(i for i, stage in enumerate(self._stages) if stage.name == name)
+        named = (i for i, stage in enumerate(self._stages) if stage.name == which)
+        place = which if isinstance(which, int) else next(named)
         before = sum(stage.total for stage in self._stages[:place])
         stage = self._stages[place]
-        if isinstance(told, Watcher):
-            told.stage(name)
+        if isinstance(told, Watcher) and (not place or self._stages[place - 1].name != stage.name):
+            told.stage(stage.name)
         told(min(self._steps, round(before)), self._steps)
 
         def step(done: int, steps: int) -> None:

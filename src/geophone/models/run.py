@@ -252,13 +252,6 @@ def asked_twice(model: Model, split: Split) -> tuple[Float[Tensor, "n k"], bool]
     return first, not torch.equal(first, second)
 
 
-def answers_at_random(model: Model, split: Split) -> bool:
-    """Whether a network has noise: its modules say so, or it answers twice in different ways. Moves no other draw."""
-    net = unwrapped(model)
-    with evaluating(net), full_precision(), deterministic(), seeded(0, split.x.device), torch.no_grad():
-        return is_stochastic(net) or asked_twice(net, split)[1]
-
-
 def check_labels(split: Split, k: int) -> None:
     """Whether label i can mean output i of a network of k outputs; images without labels pass.
 
@@ -345,7 +338,7 @@ class Subject:
         self.models, self.examples, self.seed = tuple(models), examples, seed
         self.device = examples.x.device
         self.training = tuple(
-            frozenset(name for name, module in _modules(model).items() if module.training) for model in models
+            frozenset(name for name, module in modules_of(model).items() if module.training) for model in models
         )
         self._answers: dict[int, tuple[Float[Tensor, "n k"], bool]] = {}
 
@@ -376,7 +369,9 @@ class Subject:
         if which not in self._answers:
             with seeded(0, self.device):
                 first, differs = asked_twice(self.models[which], self.examples)
-            self._answers[which] = first, differs or is_stochastic(unwrapped(self.models[which]))
+            model = self.models[which]  # a plain function says nothing of itself
+            says_so = isinstance(model, nn.Module) and is_stochastic(unwrapped(model))
+            self._answers[which] = first, differs or says_so
         return self._answers[which]
 
 
@@ -401,5 +396,6 @@ def opened(models: Sequence[Model], examples: Split, seed: int = 0) -> Iterator[
         yield subject
 
 
-def _modules(model: Model) -> dict[str, nn.Module]:
+def modules_of(model: Model) -> dict[str, nn.Module]:
+    """The modules of a model by name; none of a plain function."""
     return dict(model.named_modules()) if isinstance(model, nn.Module) else {}

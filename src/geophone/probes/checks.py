@@ -1,13 +1,13 @@
 """Checks that stop a wrong claim: what can be wrong with a measurement, and with the robustness that it shows.
 
-`checks` reads the table of a measurement; `attack_checks` runs small attacks. Both give rows of the table.
+`table_checks` reads the rows of a measurement; the probes here look at the model, and `AttackChecks` attacks it.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import torch
@@ -15,21 +15,12 @@ from jaxtyping import Float
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from geophone.core.errors import GeophoneError, plain
+from geophone.core.errors import GeophoneError, check_counts, plain
 from geophone.core.rng import draws, key, stream
 from geophone.core.types import Batch, Model, unwrapped
 from geophone.data import Split, as_split
 from geophone.metrics import Undefined
-from geophone.models.run import (
-    check_columns,
-    check_labels,
-    deterministic,
-    evaluating,
-    full_precision,
-    logits_of,
-    need_labels,
-    seeded,
-)
+from geophone.models.run import Subject, check_columns, check_labels, logits_of, modules_of, need_labels, opened
 from geophone.models.stochastic import Noisy, noisy_layers, refuse_frozen, silenced, why_silent
 from geophone.models.tap import (
     PROBED,
@@ -40,6 +31,7 @@ from geophone.models.tap import (
     axes_of,
     layers_of,
     positions,
+    reduction,
     spatial_mean,
     token_mean,
 )
@@ -49,7 +41,10 @@ from geophone.perturb.attacks.base import EOT_DRAWS
 from geophone.perturb.attacks.losses import Loss, ce, margin, scaled_ce
 from geophone.perturb.attacks.pgd import LinfPGD
 from geophone.perturb.attacks.square import LinfSquare
-from geophone.probes.survival import PASSES, survival
+from geophone.probes.judge import PASSES
+from geophone.probes.part import Part
+from geophone.probes.probe import PROBES, Probe, Row, Step, summed
+from geophone.probes.survival import survival
 
 MATERIAL = 0.02
 """The share of images from which an effect matters: two points of robust accuracy, a difference that papers report."""
@@ -91,70 +86,127 @@ _DROPOUT = nn.modules.dropout._DropoutNd
 
 
 CHECK_IMAGES = 200
-"""How many images `attack_checks` takes at most, and `checks` five times as many."""
+"""How many images `attack_checks` takes at most, and `ModelChecks` five times as many."""
 
 
-def check_passes(images: int) -> tuple[int, int]:
-    """About how many forward passes, of one image each, `checks` and `attack_checks` cost for so many images."""
-    asked = 2 * min(images, 5 * CHECK_IMAGES)
-    return asked, min(images, CHECK_IMAGES) * (_ASKED + sum(_PASSES.values()))
+def table_checks(rows: pl.DataFrame, classes: int | None = None) -> Iterator[Row]:
+    """What can be wrong with a measurement, as its own rows show it: one row each.
 
-
-def checks(
-    model: Model,
-    split: Split,
-    rows: pl.DataFrame,
-    classes: int | None = None,
-    layers: Sequence[str] | None = None,
-    reduce: Reduce = spatial_mean,
-    *,
-    batch_size: int = 256,
-) -> Iterator[dict[str, Any]]:
-    """What can be wrong with a measurement: one row each, value 1 for a problem, with a sentence for the reader.
+    The value is 1 for a problem, with a sentence for the reader.
 
     Args:
-        model: The network that was measured.
-        split: The images that it was measured with.
         rows: The measurement.
         classes: How many classes the data are known to have; None where only labels are known.
-        layers: Those that were recorded, as for `measure`.
-        reduce: What reduced their responses.
-        batch_size: Images per batch.
     """
     clean = rows.filter(pl.col("family") == "clean", pl.col("unit").is_null())
+    n = clean["n"].max()
     made: dict[str, Callable[[], Verdict]] = {
         "chance_accuracy": lambda: _chance(clean),
         "classes": lambda: _classes(clean, classes),
-        "image_range": lambda: _range(split),
-        "normalisation_outside": lambda: _normalisation(model, split, batch_size),
-        "activation_modules": lambda: _activations(model),
         "dead_layers": lambda: _dead_layers(clean),
         "samples_for_width": lambda: _samples(clean),
     }
     for name, check in made.items():
-        yield _row(name, check, len(split))
-    yield axes_check(model, split, layers, reduce)
+        yield _row(name, check, int(n) if isinstance(n, int) else 0)
+
+
+@dataclass(frozen=True)
+class Checks(Probe):
+    """Checks of a model: their rows are all that they give, in one step."""
+
+    stage: ClassVar[str] = "checks"
+
+    def steps(self, examples: Split) -> int:
+        return 1
+
+    def found(self, subject: Subject, examples: Split, done: Callable[[int], None]) -> Iterator[Row]:
+        """The rows."""
+        raise NotImplementedError
+
+    def begin(self, subject: Subject, examples: Split) -> Step:
+        def step(number: int, done: Callable[[int], None]) -> Part:
+            rows = list(self.found(subject, examples, done))
+            done(len(self.costs(examples)))
+            return Part.of(number, {}, {"rows": rows})
+
+        return step
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        yield from part.facts["rows"]
+
+
+@PROBES.register
+@dataclass(frozen=True)
+class ModelChecks(Checks):
+    """Is the model given what it was trained on, and can its layers be seen? Rows `check.image_range` and others."""
+
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size)
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        return [2.0 * min(len(examples), 5 * CHECK_IMAGES)]
+
+    def found(self, subject: Subject, examples: Split, done: Callable[[int], None]) -> Iterator[Row]:
+        made: dict[str, Callable[[], Verdict]] = {
+            "image_range": lambda: _range(examples),
+            "normalisation_outside": lambda: _normalisation(subject, examples, self.batch_size),
+            "activation_modules": lambda: _activations(subject.model),
+        }
+        for name, check in made.items():
+            yield _row(name, check, len(examples))
 
 
 AVERAGING: tuple[Reduce, ...] = (spatial_mean, positions, token_mean)
 """Reductions that suppose which axis holds the units."""
 
 
-def axes_check(
-    model: Model, split: Split, layers: Sequence[str] | None = None, reduce: Reduce = spatial_mean
-) -> dict[str, Any]:
-    """The row `check.layer_axes`: does the reduction average the axes that it is meant for?
+@PROBES.register
+@dataclass(frozen=True)
+class LayerAxes(Checks):
+    """Does the reduction average the axes that it is meant for? The row `check.layer_axes`.
 
     `spatial_mean` and `positions` take axis 1 for the units, `token_mean` the last: right for maps of a convolution and
     for tokens, wrong the other way round. How axes are known: `geophone.models.tap.axes_of`.
+    """
+
+    layers: tuple[str, ...] | None = None
+    reduce: str | Reduce = "spatial_mean"
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        return [float(PROBED)]
+
+    def found(self, subject: Subject, examples: Split, done: Callable[[int], None]) -> Iterator[Row]:
+        yield _row("layer_axes", lambda: _axes(subject, examples, self.layers, reduction(self.reduce)), len(examples))
+
+
+def checks(
+    model: Model,
+    data: Any,
+    rows: pl.DataFrame,
+    classes: int | None = None,
+    layers: Sequence[str] | None = None,
+    reduce: Reduce = spatial_mean,
+    *,
+    batch_size: int = 256,
+) -> list[Row]:
+    """What can be wrong with a measurement: the rows of `table_checks`, `ModelChecks` and `LayerAxes`.
 
     Args:
-        model: The network.
-        split: Images, of which the first few are used.
-        layers: Those recorded, as for `measure`.
-        reduce: What reduces their responses.
+        model: The network that was measured.
+        data: What it was measured with.
+        rows: The measurement.
+        classes: How many classes the data are known to have; None where only labels are known.
+        layers: Those that were recorded, as for `measure`.
+        reduce: What reduced their responses.
+        batch_size: Images per batch.
     """
-    return _row("layer_axes", lambda: _axes(model, split, layers, reduce), len(split))
+    examples = as_split(data).near(model)
+    probes = ModelChecks(batch_size), LayerAxes(None if layers is None else tuple(layers), reduce)
+    with opened((model,), examples) as subject:
+        found = [row for probe in probes for row in probe.rows(summed(probe, subject, examples))]
+    return [*table_checks(rows, classes), *found]
 
 
 Verdict = tuple[str | None, str]
@@ -215,24 +267,23 @@ def _range(split: Split) -> Verdict:
     return problem, f"The images fill [{low:.3f}, {high:.3f}] of [0, 1]."
 
 
-def _normalisation(model: Model, split: Split, batch_size: int) -> Verdict:
+def _normalisation(subject: Subject, split: Split, batch_size: int) -> Verdict:
     """Does the network do better when the images are standardised outside it? Then it expects that."""
-    part = split.take(min(len(split), 5 * CHECK_IMAGES)).near(model)
-    noise = seeded(key("checks", "normalisation"), part.x.device)  # of a stochastic network
-    with evaluating(model), full_precision(), deterministic(), noise, torch.no_grad():
-        x = torch.cat([batch.x for batch in part.batches(batch_size)])
-        mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
+    part = split.take(min(len(split), 5 * CHECK_IMAGES))
+    subject.reseed("checks", "normalisation")
+    x = torch.cat([batch.x for batch in part.batches(batch_size)])
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
 
-        def accuracy(images: torch.Tensor) -> float:
-            answers = [logits_of(model, chunk).argmax(1) for chunk in images.split(batch_size)]
-            return float((torch.cat(answers) == part.y).double().mean())
+    def accuracy(images: torch.Tensor) -> float:
+        answers = [logits_of(subject.model, chunk).argmax(1) for chunk in images.split(batch_size)]
+        return float((torch.cat(answers) == part.y).double().mean())
 
-        raw = accuracy(x)
-        try:
-            standardised = accuracy((x - mean) / std)
-        except GeophoneError as error:  # a root of what is below 0, an assertion that nothing is
-            reason = str(error).partition("\n")[0]
-            return None, f"No sign of normalisation outside the network, which can't take standardised images: {reason}"
+    raw = accuracy(x)
+    try:
+        standardised = accuracy((x - mean) / std)
+    except GeophoneError as error:  # a root of what is below 0, an assertion that nothing is
+        reason = str(error).partition("\n")[0]
+        return None, f"No sign of normalisation outside the network, which can't take standardised images: {reason}"
     found = f"accuracy {raw:.3f} on images in [0, 1], {standardised:.3f} on standardised ones ({len(part)} images)"
     problem = None
     # 0.05 is beyond the 95 % interval of a difference of two shares of 1,000 images (at most 0.044).
@@ -259,13 +310,11 @@ def _activations(model: Model) -> Verdict:
     return problem, f"Activations can be recorded: {found}."
 
 
-def _axes(model: Model, split: Split, layers: Sequence[str] | None, reduce: Reduce) -> Verdict:
+def _axes(subject: Subject, split: Split, layers: Sequence[str] | None, reduce: Reduce) -> Verdict:
     if reduce not in AVERAGING:
         return None, "The reduction of responses averages no axis, or is one of your own, which is not checked."
-    part = split.rows(torch.arange(min(PROBED, len(split)))).near(model)
-    noise = seeded(key("checks", "axes"), part.x.device)
-    with evaluating(model), full_precision(), deterministic(), noise, torch.no_grad():
-        found = axes_of(model, next(part.batches(PROBED)).x, layers)
+    subject.reseed("checks", "axes")
+    found = axes_of(subject.model, split.batch(0, PROBED).x, layers)
     maps = {name: axes for name, axes in found.items() if axes.kind == "channels"}
     tokens = {name: axes for name, axes in found.items() if axes.kind in ("features", "unknown")}
     wrong, right, what, other = tokens, maps, "neither [n, d] nor maps [n, c, …] of a convolution", "token_mean"
@@ -311,6 +360,44 @@ def _samples(clean: pl.DataFrame) -> Verdict:
     return problem, "Every layer has at least 5 images per unit."
 
 
+@PROBES.register
+@dataclass(frozen=True)
+class AttackChecks(Checks):
+    """Can the robustness of this model be believed? Small attacks; see `attack_checks`."""
+
+    stage: ClassVar[str] = "checks by attacks"
+
+    eps: float = 8 / 255
+    images: int = CHECK_IMAGES
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        check_counts(images=self.images, batch_size=self.batch_size)
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        return [float(min(len(examples), self.images))] * (_ASKED + sum(_PASSES.values()))
+
+    def check(self, subject: Subject, examples: Split) -> None:
+        refuse_frozen(subject.model, "Robustness")
+        need_labels(examples, "attack_checks")
+
+    def found(self, subject: Subject, examples: Split, done: Callable[[int], None]) -> Iterator[Row]:
+        split = examples.take(min(self.images, len(examples)))
+        before, cost = 0, _ASKED
+
+        def step(share: float) -> None:
+            done(before + round(share * cost))
+
+        subject.reseed("checks")
+        checked = _Checked.of(subject, split, self.eps, self.batch_size, step)
+        step(1.0)
+        for name, check in _ATTACK_CHECKS.items():
+            before, cost = before + cost, _PASSES.get(name, 0)
+            subject.reseed("checks", name)
+            yield _row(name, partial(check, checked), len(split))
+            step(1.0)
+
+
 def attack_checks(
     model: Model,
     data: Any,
@@ -345,37 +432,14 @@ def attack_checks(
 
     >>> [row["note"] for row in attack_checks(model, "fashion_mnist_mini") if row["value"] == 1]
     """
-    refuse_frozen(model, "Robustness")
-    split = as_split(data).near(model)
-    need_labels(split, "attack_checks")
-    split = split.take(min(images, len(split)))
-    training = {name for name, part in _modules(model).items() if part.training}
-    rows = []
-    steps = _ASKED + sum(_PASSES.get(name, 0) for name in _ATTACK_CHECKS)
-    with (
-        evaluating(model),
-        full_precision(),
-        deterministic(),
-        torch.no_grad(),
-        seeded(key(seed, "checks"), split.x.device),
-    ):
-        done, cost = 0, _ASKED
-
-        def step(share: float) -> None:
-            if progress is not None:
-                progress(done + round(share * cost), steps)
-
-        subject = _Subject.of(model, split, eps, batch_size, seed, training, step)
-        step(1.0)
-        for name, check in _ATTACK_CHECKS.items():
-            done, cost = done + cost, _PASSES.get(name, 0)
-            rows.append(_row(name, partial(check, subject), len(split)))
-            step(1.0)
-    return rows
+    probe = AttackChecks(eps, images, batch_size)
+    examples = as_split(data).near(model)
+    with opened((model,), examples, seed) as subject:
+        return list(probe.rows(summed(probe, subject, examples, progress=progress)))
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _Checked:
     """A network in evaluation mode, and what it answers in two passes over some images.
 
     Attributes:
@@ -398,20 +462,14 @@ class _Subject:
 
     @classmethod
     def of(
-        cls,
-        model: Model,
-        split: Split,
-        eps: float,
-        batch_size: int,
-        seed: int,
-        training: set[str],
-        step: Callable[[float], None],
-    ) -> "_Subject":
+        cls, subject: Subject, split: Split, eps: float, batch_size: int, step: Callable[[float], None]
+    ) -> "_Checked":
         """Ask the network twice."""
-        first, second = (_answers(model, split.batches(batch_size)) for _ in range(2))
+        first, second = (_answers(subject.model, split.batches(batch_size)) for _ in range(2))
         check_columns(first)
         check_labels(split, first.shape[1])
-        return cls(model, split, eps, batch_size, seed, training, first, second, step)
+        training = set(subject.training[0])
+        return cls(subject.model, split, eps, batch_size, subject.seed, training, first, second, step)
 
     @property
     def stochastic(self) -> bool:
@@ -464,9 +522,9 @@ class _Subject:
         return every.clamp(max=0), int((every > 0).sum())
 
 
-def _gradients(subject: _Subject) -> Verdict:
-    right = len(subject.right)
-    found = subject.gradients
+def _gradients(checked: _Checked) -> Verdict:
+    right = len(checked.right)
+    found = checked.gradients
     if isinstance(found, str):
         return (
             f"No gradient reaches the images, so white-box numbers say nothing about this network and a black-box "
@@ -494,17 +552,17 @@ def _gradients(subject: _Subject) -> Verdict:
     return None, f"Gradients reach the images: {summary}."
 
 
-def _randomness(subject: _Subject) -> Verdict:
-    changed = int((subject.logits.argmax(1) != subject.again.argmax(1)).sum())
+def _randomness(checked: _Checked) -> Verdict:
+    changed = int((checked.logits.argmax(1) != checked.again.argmax(1)).sum())
     found = (
-        f"between two passes logits differ by {_difference(subject.logits, subject.again):.2g} of the largest one, "
-        f"and {changed} of {len(subject.split)} predictions"
+        f"between two passes logits differ by {_difference(checked.logits, checked.again):.2g} of the largest one, "
+        f"and {changed} of {len(checked.split)} predictions"
     )
-    if subject.stochastic:
+    if checked.stochastic:
         averaging = (
             f"Attacks with draws (LinfPGD, LinfAPGD and their like) average over {EOT_DRAWS} draws of its noise (EOT) "
             "unless they say otherwise; in AutoAttack write version='rand'."
-            if noisy_layers(subject.model)
+            if noisy_layers(checked.model)
             else "Attack it with averaged gradients (draws=10 or more in LinfPGD, LinfAPGD and their like, and in "
             "AutoAttack version='rand'); if the module that draws says stochastic = True, they do so by themselves."
         )
@@ -513,9 +571,9 @@ def _randomness(subject: _Subject) -> Verdict:
             "Attacks without draws, such as Square and FAB, are weak here. Survival and curves over eps judge an "
             f"example by {PASSES} passes."
         ), ""
-    modules = _modules(subject.model)
-    kept = [name for name in modules if name in subject.training and isinstance(modules[name], _DROPOUT)]
-    if kept and "" not in subject.training:
+    modules = modules_of(checked.model)
+    kept = [name for name in modules if name in checked.training and isinstance(modules[name], _DROPOUT)]
+    if kept and "" not in checked.training:
         return (
             f"Dropout was handed over switched on in a network in evaluation mode ({_listed(kept)}), as for Monte "
             "Carlo dropout, and is off while Geophone measures: the numbers are those of the network without it. To "
@@ -524,9 +582,9 @@ def _randomness(subject: _Subject) -> Verdict:
     return None, f"No randomness: {found}."
 
 
-def _noise_is_on(subject: _Subject) -> Verdict:
+def _noise_is_on(checked: _Checked) -> Verdict:
     """A network that is meant to be stochastic and isn't has the robustness of another one (dicarlolab/vonenet#21)."""
-    layers = noisy_layers(subject.model)
+    layers = noisy_layers(checked.model)
     if not layers:
         return None, "The network has no modules of noise."
     silent = {name: why for name, module in layers.items() if (why := why_silent(module))}
@@ -534,25 +592,25 @@ def _noise_is_on(subject: _Subject) -> Verdict:
         reasons = ", ".join(f"in {name} it is {why}" for name, why in silent.items())
         return f"Noise is off: {reasons}. The numbers are those of a network without that noise.", ""
     names = _listed(list(layers))
-    if not subject.stochastic:
+    if not checked.stochastic:
         return (
             f"Noise does nothing: the network has modules of noise ({names}) and answers the same in two passes. The "
             "numbers are those of a network without noise: look for noise that is drawn in training mode only."
         ), ""
-    found = f"The noise of {names} is on: accuracy is {_correct(subject, subject.logits)} with it"
+    found = f"The noise of {names} is on: accuracy is {_correct(checked, checked.logits)} with it"
     if not any(isinstance(module, Noisy) for module in layers.values()):
         return None, f"{found}."
-    with silenced(subject.model):
-        without = _answers(subject.model, subject.split.batches(subject.batch_size))
-    return None, f"{found} and {_correct(subject, without)} without."
+    with silenced(checked.model):
+        without = _answers(checked.model, checked.split.batches(checked.batch_size))
+    return None, f"{found} and {_correct(checked, without)} without."
 
 
-def _correct(subject: _Subject, logits: Float[Tensor, "n k"]) -> str:
-    return f"{float((logits.argmax(1) == subject.split.y).double().mean()):.3f}"
+def _correct(checked: _Checked, logits: Float[Tensor, "n k"]) -> str:
+    return f"{float((logits.argmax(1) == checked.split.y).double().mean()):.3f}"
 
 
-def _probabilities(subject: _Subject) -> Verdict:
-    logits = subject.logits.double()
+def _probabilities(checked: _Checked) -> Verdict:
+    logits = checked.logits.double()
     # Not by chance in logits of even one image; half precision rounds a sum of probabilities by 1e-3 at most.
     if _sums_to_one(logits) and float(logits.min()) >= 0:
         return (
@@ -564,28 +622,28 @@ def _probabilities(subject: _Subject) -> Verdict:
     return None, "The network gives logits, not probabilities."
 
 
-def _black_box(subject: _Subject) -> Verdict:
-    subject.attackable()
-    if subject.stochastic:
+def _black_box(checked: _Checked) -> Verdict:
+    checked.attackable()
+    if checked.stochastic:
         raise Undefined(
             "the network is stochastic: LinfSquare keeps the luckiest of its noisy answers, and would miss what an "
             "attack by averaged gradients finds."
         )
     # With two losses: each alone misses some images of sound networks (0.5 % of an undertrained one's).
-    white = [LinfAPGD(eps=subject.eps, steps=_WHITE_STEPS, loss=loss) for loss in ("scaled_ce", "margin")]
-    black = LinfSquare(eps=subject.eps, queries=_QUERIES)
+    white = [LinfAPGD(eps=checked.eps, steps=_WHITE_STEPS, loss=loss) for loss in ("scaled_ce", "margin")]
+    black = LinfSquare(eps=checked.eps, queries=_QUERIES)
     found = survival(
-        *(subject.model, subject.split, [*white, black]),
+        *(checked.model, checked.split, [*white, black]),
         every=False,
-        batch_size=subject.batch_size,
-        seed=subject.seed,
-        progress=lambda done, steps: subject.step(done / steps),
+        batch_size=checked.batch_size,
+        seed=checked.seed,
+        progress=lambda done, steps: checked.step(done / steps),
     )
     held = found.rate[:, :-1, 0].nan_to_num(math.inf).amin(1)
     beaten = int((found.rate[:, -1, 0] < held).sum())  # each 0 or 1; NaN, which is less than nothing, where not run
-    attacked = len(subject.right)
+    attacked = len(checked.right)
     summary = (
-        f"LinfSquare, which sees only logits, fools {beaten} of {attacked} images at eps = {subject.eps:.3g} that "
+        f"LinfSquare, which sees only logits, fools {beaten} of {attacked} images at eps = {checked.eps:.3g} that "
         "LinfAPGD can't, with either of two losses"
     )
     if beaten > MATERIAL * attacked and _by_chance(beaten, attacked, MISSED) < CHANCE:
@@ -596,17 +654,17 @@ def _black_box(subject: _Subject) -> Verdict:
     return None, f"No black-box attack beats the white-box one: {summary}."
 
 
-def _large_eps(subject: _Subject) -> Verdict:
-    subject.attackable()
+def _large_eps(checked: _Checked) -> Verdict:
+    checked.attackable()
     # From the image itself: at this radius noise fools most networks, and would stand in for gradients that don't.
-    averaged = _DRAWS if subject.stochastic else 1
+    averaged = _DRAWS if checked.stochastic else 1
     attack = LinfPGD(eps=_FAR, steps=_FAR_STEPS, random_start=False, draws=averaged)
     found = survival(
-        subject.model, subject.split, [attack], batch_size=subject.batch_size, seed=key(subject.seed, "far")
+        checked.model, checked.split, [attack], batch_size=checked.batch_size, seed=key(checked.seed, "far")
     )
     value, low, high = found.accuracy()
     # Every image can be made the same grey one, which has one answer: right for the largest class at most.
-    chance = float(subject.split.y.cpu().bincount().max()) / len(subject.split)
+    chance = float(checked.split.y.cpu().bincount().max()) / len(checked.split)
     summary = f"accuracy under LinfPGD at eps = {_FAR} is {value:.3f} [{low:.3f}, {high:.3f}]"
     if low > chance:
         return (
@@ -616,17 +674,17 @@ def _large_eps(subject: _Subject) -> Verdict:
     return None, f"Accuracy falls as eps grows: {summary}."
 
 
-def _more_steps(subject: _Subject) -> Verdict:
-    subject.attackable()
-    averaged = _DRAWS if subject.stochastic else 1
+def _more_steps(checked: _Checked) -> Verdict:
+    checked.attackable()
+    averaged = _DRAWS if checked.stochastic else 1
     (few, fell), (many, fall) = (
-        subject.attacked(LinfPGD(eps=subject.eps, steps=steps, loss="margin", draws=averaged))
+        checked.attacked(LinfPGD(eps=checked.eps, steps=steps, loss="margin", draws=averaged))
         for steps in (_FEW, _MANY)
     )
-    change, rounding = many - few, SAME_BATCH * float(subject.logits.abs().max())
+    change, rounding = many - few, SAME_BATCH * float(checked.logits.abs().max())
     weaker, stronger = int((change < -rounding).sum()), int((change > rounding).sum())
     summary = (
-        f"LinfPGD(eps={subject.eps:.3g}) with {_MANY} steps in place of {_FEW} brings {stronger} of {len(change)} "
+        f"LinfPGD(eps={checked.eps:.3g}) with {_MANY} steps in place of {_FEW} brings {stronger} of {len(change)} "
         f"images nearer to a mistake and {weaker} further from one; {fell} are fooled with {_FEW}, {fall} with {_MANY}"
     )
     # On a sound network most change for the better; twice as many for the worse is no matter of tuning.
@@ -638,8 +696,8 @@ def _more_steps(subject: _Subject) -> Verdict:
     return None, f"More steps do not weaken the attack: {summary}."
 
 
-def _batch_norm_mode(subject: _Subject) -> Verdict:
-    modules = _modules(subject.model)
+def _batch_norm_mode(checked: _Checked) -> Verdict:
+    modules = modules_of(checked.model)
     if not modules:
         raise Undefined("the network is a plain function, whose modules can't be seen.")
     norms = {name: module for name, module in modules.items() if isinstance(module, _BATCH_NORM)}
@@ -649,7 +707,7 @@ def _batch_norm_mode(subject: _Subject) -> Verdict:
             f"BatchNorm uses the statistics of each batch, also in evaluation mode ({_listed(of_batch)}): an image's "
             "prediction depends on its companions, and adversarial examples with them. Set track_running_stats=True."
         ), ""
-    training = [name for name in norms if name in subject.training]
+    training = [name for name in norms if name in checked.training]
     if training:
         return (
             f"The network was handed over with BatchNorm in training mode ({_listed(training)}). It is measured in "
@@ -659,18 +717,18 @@ def _batch_norm_mode(subject: _Subject) -> Verdict:
     return None, f"{len(norms)} BatchNorm modules, all in evaluation mode." if norms else "There is no BatchNorm."
 
 
-def _batch_dependence(subject: _Subject) -> Verdict:
-    if subject.stochastic:
+def _batch_dependence(checked: _Checked) -> Verdict:
+    if checked.stochastic:
         raise Undefined("the network is stochastic, which hides whether companions in a batch matter.")
-    split, n = subject.split, len(subject.split)
-    order = torch.randperm(n, generator=stream(subject.seed, "companions")).to(split.x.device)
-    mixed = _answers(subject.model, split.batches(min(subject.batch_size, max(2, n // 3)), order))
+    split, n = checked.split, len(checked.split)
+    order = torch.randperm(n, generator=stream(checked.seed, "companions")).to(split.x.device)
+    mixed = _answers(checked.model, split.batches(min(checked.batch_size, max(2, n // 3)), order))
     probe = order[:_ALONE]
     try:
-        alone = _answers(subject.model, split.batches(1, probe))
+        alone = _answers(checked.model, split.batches(1, probe))
     except GeophoneError as error:
         return f"Predictions depend on the batch: an image can be classified among others but not alone: {error}", ""
-    answers = subject.logits[order]
+    answers = checked.logits[order]
     differ = max(_difference(answers, mixed), _difference(answers[: len(probe)], alone))
     changed = int((answers.argmax(1) != mixed.argmax(1)).sum())
     found = (
@@ -686,17 +744,13 @@ def _batch_dependence(subject: _Subject) -> Verdict:
     return None, f"Predictions do not depend on the batch: {found}."
 
 
-_ATTACK_CHECKS: dict[str, Callable[[_Subject], Verdict]] = {
+_ATTACK_CHECKS: dict[str, Callable[[_Checked], Verdict]] = {
     check.__name__[1:]: check
     for check in (
         *(_gradients, _randomness, _noise_is_on, _probabilities, _black_box, _large_eps, _more_steps),
         *(_batch_norm_mode, _batch_dependence),
     )
 }
-
-
-def _modules(model: Model) -> dict[str, nn.Module]:
-    return dict(model.named_modules()) if isinstance(model, nn.Module) else {}
 
 
 def _answers(model: Model, batches: Iterator[Batch]) -> Float[Tensor, "n k"]:

@@ -5,38 +5,32 @@ the responses to copies of one image, each shaken with draws of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.core import table
-from geophone.core.arguments import checked
+from geophone.core.arguments import as_tuple, checked
 from geophone.core.errors import GeophoneError, check_counts
-from geophone.core.rng import draws, key
-from geophone.core.types import Batch, Model, Perturbation, device_of, unwrapped, without_gradients
-from geophone.data import as_split
+from geophone.core.rng import draws
+from geophone.core.types import Batch, Model, Perturbation, unwrapped
+from geophone.data import Split
 from geophone.metrics.geometry import manifold_geometry
 from geophone.metrics.geometry.separability import separabilities
 from geophone.metrics.metric import not_finite
 from geophone.metrics.outcomes import Z
-from geophone.models.run import (
-    answers_at_random,
-    check_attacked,
-    deterministic,
-    evaluating,
-    full_precision,
-    logits_of,
-    reseed,
-    seeded,
-)
+from geophone.models.run import Subject, check_attacked, logits_of
 from geophone.models.stochastic import refuse_frozen
 from geophone.models.tap import PROBED, check_axes, check_ran, layers_of, tap
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
+from geophone.perturb.cost import passes
 from geophone.perturb.parse import condition, family_name, shakes
+from geophone.probes.part import Columns, Name, Part
+from geophone.probes.probe import PROBES, Probe, Row, Step, measured
 from geophone.probes.projection import RandomProjection
 
 PIXELS = "pixels"
@@ -55,6 +49,99 @@ _ONE_POINT = "its copies have one and the same response: nothing random reaches 
 _NO_DIFFERENCE = "clean and shaken copies have one and the same response"
 
 Clouds = dict[str, Float[Tensor, "p m d"]]
+
+
+@PROBES.register
+@dataclass(frozen=True)
+class Exemplars(Probe):
+    """Manifolds of single examples, shaken many times; a step is an exemplar, under every condition.
+
+    See `exemplar_manifolds`.
+    """
+
+    stage: ClassVar[str] = "exemplar manifolds"
+
+    perturbations: tuple[str | Perturbation, ...] = ()
+    layers: tuple[str, ...] | None = None
+    exemplars: int = 50
+    copies: int = 50
+    features: int = 1000
+    n_t: int = 300
+    kappa: float = 0.0
+    n_reps: int = 10
+
+    def __post_init__(self) -> None:
+        check_counts(exemplars=self.exemplars, copies=self.copies, features=self.features)
+        if self.exemplars < 2 or not 2 <= self.copies < MOST_COPIES:
+            raise GeophoneError(
+                f"{self.exemplars} exemplars with {self.copies} copies: at least 2 of each are needed, and fewer than "
+                f"{MOST_COPIES} copies."
+            )
+
+    def resolved(self, examples: Split) -> "Exemplars":
+        return replace(self, perturbations=tuple(shakes(self.perturbations, examples.x.shape)))
+
+    @property
+    def shaken(self) -> list[Perturbation]:
+        """The perturbations of a probe that is resolved."""
+        return [one for one in self.perturbations if not isinstance(one, str)]
+
+    def chosen(self, examples: Split) -> Split:
+        """The exemplars, in the order of their indices."""
+        if len(examples) < self.exemplars:
+            raise GeophoneError(
+                f"{self.exemplars} exemplars of {len(examples)} images: ask for at most as many as there are."
+            )
+        chosen = examples.take(self.exemplars)
+        return chosen.rows(chosen.index.argsort(stable=True))
+
+    def steps(self, examples: Split) -> int:
+        return self.exemplars
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        return [float(self.copies), *(self.copies * (1 + passes(one)) for one in self.shaken)]
+
+    def check(self, subject: Subject, examples: Split) -> None:
+        net, chosen = unwrapped(subject.model), self.chosen(examples)
+        if self.shaken:
+            refuse_frozen(net, "Robustness")
+        if attack := next((one for one in self.shaken if is_attack(one)), None):
+            check_attacked(net, examples, family_name(attack))
+        check_axes(net, next(chosen.batches(PROBED)).x, self.copies, self.layers)
+
+    def begin(self, subject: Subject, examples: Split) -> Step:
+        net, chosen = unwrapped(subject.model), self.chosen(examples)
+        noisy = any(is_attack(one) for one in self.shaken) and subject.stochastic()
+        wanted = [] if self.layers is None else layers_of(net, self.layers)
+        project = RandomProjection(self.features, subject.seed)
+        conditions = [(None, None), *((one, averaging(one, noisy)) for one in self.shaken)]
+        names = [condition(one) for one, _ in conditions]
+        attacked = [noisy and one is not None and is_attack(one) for one, _ in conditions]
+        averaged = [draws_of(one, True) if yes else None for (one, _), yes in zip(conditions, attacked, strict=True)]
+
+        def step(number: int, done: Callable[[int], None]) -> Part:
+            batch = chosen.batch(number, 1)
+            sums: dict[Name, Any] = {}
+            for place, (_, run) in enumerate(conditions):
+                name = names[place]["perturbation"]
+                found = _copies(subject, batch, run, name, self.copies, self.layers, project)
+                check_ran(wanted, found)
+                sums[place,] = Columns({layer: points[None] for layer, points in found.items()})
+                done(place + 1)
+            here = [*zip(names, averaged, strict=True)]
+            return Part.of(number, sums, {"seed": subject.seed, "order": list(found), "conditions": here})
+
+        return step
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        total, clean = part.total(), None
+        options = {"n_t": self.n_t, "kappa": self.kappa, "n_reps": self.n_reps}
+        for place, (here, averaged) in enumerate(part.facts["conditions"]):
+            clouds = {layer: total[place,][layer] for layer in part.facts["order"]}
+            yield from _condition(here, clouds, clean, part.facts["seed"], **options)
+            if averaged is not None:
+                yield {**here, **eot_row(averaged), "n": self.exemplars}
+            clean = clouds if clean is None else clean
 
 
 @checked
@@ -126,71 +213,34 @@ def exemplar_manifolds(
 
     >>> exemplar_manifolds(model, "fashion_mnist_mini", "LinfPGD(eps=8/255, steps=1, step_size=8/255)", ["relu?"])
     """
-    check_counts(exemplars=exemplars, copies=copies)
-    if exemplars < 2 or not 2 <= copies < MOST_COPIES:
-        raise GeophoneError(
-            f"{exemplars} exemplars with {copies} copies: at least 2 of each are needed, and fewer than {MOST_COPIES} "
-            "copies."
-        )
-    split = as_split(data).near(model)
-    if len(split) < exemplars:
-        raise GeophoneError(f"{exemplars} exemplars of {len(split)} images: ask for at most as many as there are.")
-    chosen = split.take(exemplars)
-    chosen = chosen.rows(chosen.index.argsort(stable=True))
-    shaken = shakes(perturbations, split.x.shape)
-    net = unwrapped(model)
-    if shaken:
-        refuse_frozen(net, "Robustness")
-    attacks = [shake for shake in shaken if is_attack(shake)]
-    noisy = bool(attacks) and answers_at_random(net, chosen)
-    if attacks:
-        check_attacked(net, split, family_name(attacks[0]))
-    wanted = [] if layers is None else layers_of(net, layers)
-    project = RandomProjection(features, seed)
-    steps, done = exemplars * (1 + len(shaken)), 0
-    rows: list[dict[str, Any]] = []
-    clean: Clouds | None = None
-    with evaluating(net), full_precision(), deterministic(), seeded(0, device_of(net)), without_gradients():
-        check_axes(net, next(chosen.batches(PROBED)).x, copies, layers)
-        for shake in (None, *shaken):
-            here = condition(shake)
-            run = None if shake is None else averaging(shake, noisy)
-            gathered: dict[str, list[Tensor]] = {}
-            for batch in chosen.batches(1):
-                responses = _copies(net, batch, run, here["perturbation"], copies, layers, project, seed)
-                check_ran(wanted, responses)
-                for layer, response in responses.items():
-                    gathered.setdefault(layer, []).append(response)
-                done += 1
-                if progress is not None:
-                    progress(done, steps)
-            clouds = {layer: torch.stack(parts) for layer, parts in gathered.items()}
-            rows += _condition(here, clouds, clean, seed, n_t=n_t, kappa=kappa, n_reps=n_reps)
-            if shake is not None and is_attack(shake) and noisy:
-                rows.append({**here, **eot_row(draws_of(shake, True)), "n": exemplars})
-            clean = clouds if clean is None else clean
-    return table.frame({**(columns or {}), **row} for row in rows)
+    probe = Exemplars(
+        as_tuple(perturbations),
+        None if layers is None else as_tuple(layers),
+        *(exemplars, copies, features, n_t, kappa, n_reps),
+    )
+    return measured(probe, model, data, seed=seed, columns=columns, progress=progress)
 
 
 def _copies(
-    net: Model,
+    subject: Subject,
     image: Batch,
     shake: Perturbation | None,
     name: str,
     copies: int,
     layers: Sequence[str] | None,
     project: RandomProjection,
-    seed: int,
 ) -> dict[str, Tensor]:
     """Responses to copies of one image under what goes by a name, by layer, pixels first, `[copies, d]`."""
+    net = unwrapped(subject.model)
     which = int(image.index)
     index = MOST_COPIES * image.index + torch.arange(copies, device=image.index.device)
     x = image.x.repeat(copies, 1, 1, 1)
     y = image.y.repeat(copies)
     if shake is not None:
         # Keyed without the level, as everywhere: a copy gets the same noise, only more of it.
-        x = shake(x, y, net, draws(seed, "exemplars", name, index=index))
-    reseed(key(seed, "exemplars", "network", name, which), x.device)
+        subject.reseed("exemplars", "attacked", name, which)
+        x = shake(x, y, net, draws(subject.seed, "exemplars", name, index=index))
+    subject.reseed("exemplars", "network", name, which)
     with tap(net, layers, project) as seen:
         logits_of(net, x)
         return {PIXELS: project(x), **seen}

@@ -6,26 +6,27 @@ holds that unit's gradient for every image: one backward pass for each unit, not
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isnan, nan, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geophone.core import table
-from geophone.core.arguments import checked
-from geophone.core.errors import GeophoneError
-from geophone.core.rng import key
-from geophone.core.types import Model, device_of, unwrapped
-from geophone.data import as_split
+from geophone.core.arguments import as_tuple, checked
+from geophone.core.errors import GeophoneError, check_counts
+from geophone.core.types import Model, unwrapped
+from geophone.data import Split
 from geophone.metrics import Undefined
 from geophone.metrics.metric import not_finite
 from geophone.metrics.outcomes import Z
-from geophone.models.run import deterministic, evaluating, full_precision, logits_of, seeded
-from geophone.models.tap import Reduce, check_axes, check_ran, layers_of, spatial_mean, tap
+from geophone.models.run import Subject, logits_of
+from geophone.models.tap import Reduce, check_axes, check_ran, layers_of, reduction, spatial_mean, tap
 from geophone.perturb.attacks.fold import SAME, folded
+from geophone.probes.part import Name, Part
+from geophone.probes.probe import PROBES, Probe, Row, Soundness, Step, measured
 from geophone.stats import UnitMoments
 from geophone.stats.statistic import double
 
@@ -34,7 +35,87 @@ AT_ONCE = 16
 
 _NORM, _CV_SAMPLES, _CV_UNITS = "input_gradient_norm", "input_gradient_cv_samples", "input_gradient_cv_units"
 _DEAD = "its input gradient is 0 on every image"
+_UNITS = 500  # of an ordinary model, whose gradients are taken one by one
 _PROBE = 4  # images that a folded network is compared on
+
+
+@PROBES.register
+@dataclass(frozen=True)
+class Gradients(Probe):
+    """Input gradients of every unit, on clean examples; a step is a batch. See `input_gradients`."""
+
+    stage: ClassVar[str] = "input gradients"
+
+    layers: tuple[str, ...] | None = None
+    reduce: str | Reduce = "spatial_mean"
+    at_once: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size)
+        if self.at_once is not None and self.at_once < 1:
+            raise GeophoneError(f"at_once={self.at_once}: at least one unit goes into a backward pass.")
+
+    @property
+    def kinds(self) -> Sequence[type[Any]]:
+        return (UnitMoments, Soundness)
+
+    def steps(self, examples: Split) -> int:
+        return examples.steps(self.batch_size)
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        return [_UNITS * len(examples) / self.steps(examples)]
+
+    def check(self, subject: Subject, examples: Split) -> None:
+        images = self._copies(subject) * min(self.batch_size, len(examples))
+        check_axes(unwrapped(subject.model), next(examples.batches(_PROBE)).x, images, self.layers)
+
+    def _copies(self, subject: Subject) -> int:
+        return self.at_once if self.at_once is not None else 1 if subject.device.type == "cpu" else AT_ONCE
+
+    def begin(self, subject: Subject, examples: Split) -> Step:
+        net, reduce, copies = unwrapped(subject.model), reduction(self.reduce), self._copies(subject)
+        wanted = [] if self.layers is None else layers_of(net, self.layers)
+        subject.reseed("gradients")
+        with _recording_gradients():
+            fast = _folded(net, next(examples.batches(_PROBE)).x, self.layers, reduce)
+
+        def step(number: int, done: Callable[[int], None]) -> Part:
+            batch = examples.batch(number, self.batch_size)
+            subject.reseed("gradients", number)
+            with _recording_gradients():
+                # Each copy of the batch stands for another unit in a backward pass.
+                x = batch.x.repeat(copies, *[1] * (batch.x.ndim - 1)).requires_grad_()
+                logits, responses = _responses(fast, x, self.layers, reduce)
+                check_ran(wanted, responses)
+                norms: dict[str | None, Tensor] = {
+                    layer: _norms(response, x, copies, f"the layer {layer!r}") for layer, response in responses.items()
+                }
+                norms[None] = _norms(logits, x, copies, "the network").norm(dim=1, keepdim=True)
+            sums: dict[Name, Any] = {}
+            for layer, found in norms.items():
+                sound = found.isfinite().all(1)
+                if layer is not None:
+                    sound &= responses[layer][: len(batch)].isfinite().all(1)
+                sums["sound", layer] = Soundness(len(batch), (~sound).count_nonzero())
+                sums["lengths", layer] = UnitMoments.of(batch.with_x(found))
+            done(1)
+            return Part.of(number, sums, {"order": list(responses), "classes": logits.shape[1]})
+
+        return step
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        total = part.total()
+        jacobian = total["lengths", None]
+        given = {"family": "clean", "perturbation": "clean", "level": 0.0, "n": jacobian.n}
+        flaws: dict[str | None, str] = {}
+        for layer in (*part.facts["order"], None):
+            if count := int(total["sound", layer].bad):
+                flaws[layer] = not_finite(count, jacobian.n, "input gradients")
+        by_layer = {layer: total["lengths", layer] for layer in part.facts["order"]}
+        for metric in (_NORM, _CV_SAMPLES, _CV_UNITS):
+            yield from (given | row for row in _rows(metric, by_layer, flaws))
+        yield given | _jacobian_row(jacobian, part.facts["classes"], flaws.get(None))
 
 
 @checked
@@ -94,46 +175,8 @@ def input_gradients(
 
     >>> input_gradients(model, "fashion_mnist_mini", ["relu*"]).filter(pl.col("unit").is_null())
     """
-    net, device = unwrapped(model), device_of(model)
-    copies = at_once if at_once is not None else 1 if device.type == "cpu" else AT_ONCE
-    if copies < 1:
-        raise GeophoneError(f"at_once={copies}: at least one unit goes into a backward pass.")
-    wanted = [] if layers is None else layers_of(net, layers)
-    sums: dict[str | None, UnitMoments] = {}  # by layer; without one, the length of the Jacobian
-    bad: dict[str | None, int] = {}  # likewise, images without a finite gradient
-    classes = 0
-    noise = key(seed, "network")
-    with evaluating(net), full_precision(), deterministic(), seeded(noise, device), _recording_gradients():
-        split = as_split(data).to(device)
-        steps = split.steps(batch_size)
-        some = next(split.batches(_PROBE)).x
-        check_axes(net, some, copies * min(batch_size, len(split)), layers)
-        fast = _folded(net, some, layers, reduce)
-        for number, batch in enumerate(split.batches(batch_size)):
-            # Each copy of the batch stands for another unit in a backward pass.
-            x = batch.x.repeat(copies, *[1] * (batch.x.ndim - 1)).requires_grad_()
-            logits, responses = _responses(fast, x, layers, reduce)
-            check_ran(wanted, responses)
-            norms: dict[str | None, Tensor] = {
-                layer: _norms(response, x, copies, f"the layer {layer!r}") for layer, response in responses.items()
-            }
-            norms[None] = _norms(logits, x, copies, "the network").norm(dim=1, keepdim=True)
-            for layer, found in norms.items():
-                sound = found.isfinite().all(1)
-                if layer is not None:
-                    sound &= responses[layer][: len(batch)].isfinite().all(1)
-                bad[layer] = bad.get(layer, 0) + int((~sound).count_nonzero())
-                part = UnitMoments.of(batch.with_x(found))
-                sums[layer] = sums[layer] + part if layer in sums else part
-            classes = logits.shape[1]
-            if progress is not None:
-                progress(number + 1, steps)
-    jacobian = sums.pop(None)
-    given = {**(columns or {}), "family": "clean", "perturbation": "clean", "level": 0.0, "n": jacobian.n}
-    by_layer = {layer: moments for layer, moments in sums.items() if layer is not None}
-    flaws = {layer: not_finite(count, jacobian.n, "input gradients") for layer, count in bad.items() if count}
-    rows = [row for metric in (_NORM, _CV_SAMPLES, _CV_UNITS) for row in _rows(metric, by_layer, flaws)]
-    return table.frame({**given, **row} for row in (*rows, _jacobian_row(jacobian, classes, flaws.get(None))))
+    probe = Gradients(None if layers is None else as_tuple(layers), reduce, at_once, batch_size)
+    return measured(probe, model, data, seed=seed, columns=columns, progress=progress)
 
 
 @contextmanager

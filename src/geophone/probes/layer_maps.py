@@ -4,11 +4,11 @@ Per batch, each layer's responses are centred and their Gram matrix is taken ins
 n × n matrix per layer; all pairs of layers are then one matrix product.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -18,25 +18,29 @@ from scipy.stats import t
 from torch import Tensor
 
 from geophone.core import table as tables
-from geophone.core.arguments import checked
+from geophone.core.arguments import as_tuple, checked
 from geophone.core.errors import GeophoneError, unknown
 from geophone.core.registry import METRICS
 from geophone.core.rng import draws, key, stream
 from geophone.core.types import Batch, Perturbation, unwrapped
-from geophone.data import as_split
+from geophone.data import Split, as_split
 from geophone.metrics import Undefined
 from geophone.metrics.metric import not_finite
 from geophone.metrics.similarity import maps
 from geophone.metrics.similarity.pairwise import ENDS, alike
-from geophone.models.run import answers_at_random, check_attacked
-from geophone.models.tap import Reduce
-from geophone.perturb.attacks.base import draws_of, eot_row, is_attack
+from geophone.models.run import Subject, check_attacked, opened
+from geophone.models.tap import Reduce, layers_of, reduction
+from geophone.perturb.attacks.base import averaging, draws_of, eot_row, is_attack
+from geophone.perturb.cost import passes
 from geophone.perturb.parse import family_name, fitted, level_of, named_perturbations
-from geophone.probes.grams import Side, Sums, gathered
+from geophone.probes.grams import LOOKED_AT, Answers, Side, Sums, answers, inner_products
+from geophone.probes.part import Columns, Name, Part
+from geophone.probes.probe import PROBES, Probe, Row, Soundness, Step, summed
 from geophone.stats import CrossMoments, PairSample
 from geophone.stats.hsic import LEAST, cross_products
 from geophone.stats.statistic import tensor_of
 
+WEIGHTINGS = ("pairs", "equal")
 MINIBATCH = "cka_minibatch"
 """Linear CKA of unbiased HSICs summed over batches: all pairs of layers at once, of all units."""
 DECONFOUNDED = "cka_minibatch_deconfounded"
@@ -112,6 +116,187 @@ class Similarity:
         return dict(whole.select("metric", "value").unique("metric", keep="first", maintain_order=True).iter_rows())
 
 
+@PROBES.register
+@dataclass(frozen=True)
+class LayerMap(Probe):
+    """All layers of a model beside all layers of another, of itself, or of itself under a perturbation.
+
+    A step is a batch, of an order of its own: files are often sorted by class. See `similarity` for the fields.
+    """
+
+    stage: ClassVar[str] = "layer map"
+
+    measures: tuple[str, ...] = (MINIBATCH,)
+    layers: tuple[str, ...] | None = None
+    others: tuple[str, ...] | None = None
+    perturbation: str | Perturbation | None = None
+    reduce: str | Reduce = same_memory
+    batch_size: int = 256
+    weights: str = "pairs"
+    points: int | None = 1000
+    shuffles: int = 20
+    resamples: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_measures(self.measures, True)
+        _check_sizes(self.batch_size, self.points)
+        if self.weights not in WEIGHTINGS:
+            raise unknown("weighting", self.weights, WEIGHTINGS)
+
+    def resolved(self, examples: Split) -> "LayerMap":
+        if self.perturbation is None:
+            return self
+        return replace(self, perturbation=fitted(_perturbation(self.perturbation), examples.x.shape))
+
+    @property
+    def shaken(self) -> Perturbation | None:
+        """The perturbation of a probe that is resolved."""
+        return None if isinstance(self.perturbation, str) else self.perturbation
+
+    @property
+    def attacked(self) -> bool:
+        """Whether the second side is attacked."""
+        return self.shaken is not None and is_attack(self.shaken)
+
+    def plan(self, n: int, seed: int) -> list[Tensor]:
+        """The rows of each batch; a last one shorter than half is merged with the one before."""
+        order = torch.randperm(n, generator=stream(seed, "similarity"))
+        parts = list(order.split(self.batch_size))
+        if len(parts) > 1 and len(parts[-1]) < max(LEAST, self.batch_size / 2):
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return parts
+
+    def steps(self, examples: Split) -> int:
+        return len(self.plan(len(examples), 0))
+
+    def costs(self, examples: Split) -> Sequence[float]:
+        again = 0 if self.shaken is None else passes(self.shaken)
+        return [(2 + again) * len(examples) / self.steps(examples)]
+
+    def check(self, subject: Subject, examples: Split) -> None:
+        if len(examples) < LEAST:
+            raise GeophoneError(f"similarity needs at least {LEAST} images, has {len(examples)}. Give more.")
+        second = subject.models[-1]
+        if self.shaken is not None and self.attacked:
+            check_attacked(second, examples, family_name(self.shaken))
+        few = self.plan(len(examples), subject.seed)[0][: LEAST - 1]  # rows that are tokens are more than these
+        some = next(examples.rows(few).batches(LEAST)).x
+        for model, layers in zip((subject.models[0], second), self._layers, strict=True):
+            wanted = [] if layers is None else layers_of(model, layers)
+            answers(model, some, layers, wanted, reduction(self.reduce), pairs=False)
+
+    @property
+    def _layers(self) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+        return self.layers, self.layers if self.others is None else self.others
+
+    def _kept(self, examples: Split) -> Tensor:
+        """Indices of the images whose responses are kept."""
+        n = len(examples)
+        count = 0 if {*self.measures} <= {*BY_BATCH} else n if self.points is None else min(self.points, n)
+        return examples.index[draws("sample", index=examples.index).bits("rank").argsort()[:count]]
+
+    def begin(self, subject: Subject, examples: Split) -> Step:
+        first, second = subject.models[0], subject.models[-1]
+        alone = len(subject.models) == 1 and self.shaken is None
+        noisy = self.attacked and subject.stochastic(len(subject.models) - 1)
+        run = None if self.shaken is None else averaging(self.shaken, noisy)
+        # Its draws are keyed by its name as it was given.
+        name = "" if self.shaken is None else family_name(self.shaken)
+        needs = [
+            [] if one is None else layers_of(model, one)
+            for model, one in zip((first, second), self._layers, strict=True)
+        ]
+        reduce, plan, keep = reduction(self.reduce), self.plan(len(examples), subject.seed), self._kept(examples)
+        pairs, images = bool({*self.measures} & {*BY_BATCH}), DECONFOUNDED in self.measures
+        told = "itself" if len(subject.models) == 1 else "another"
+        facts = {
+            "alone": alone,
+            "seed": subject.seed,
+            "told": told + (f" under {name}" if name else ""),
+            "level": 0.0 if self.shaken is None else level_of(self.shaken),
+            "draws": draws_of(self.shaken, True) if noisy else None,
+        }
+
+        def step(number: int, done: Callable[[int], None]) -> Part:
+            batch = next(examples.rows(plan[number]).batches(len(plan[number])))
+            kept = torch.isin(batch.index, keep)
+
+            def asked(which: int, x: Tensor, look: bool = False) -> Answers:
+                subject.reseed("similarity", "network", number, which)
+                model, layers = (first, second)[which], self._layers[which]
+                return answers(model, x, layers, needs[which], reduce, kept=kept, pairs=pairs, look=look)
+
+            ours = theirs = asked(0, batch.x, look=pairs and number < LOOKED_AT)
+            if not alone:
+                x = batch.x
+                if run is not None:
+                    subject.reseed("similarity", "attack", number)
+                    x = run(batch.x, batch.y, second, draws(subject.seed, name, index=batch.index))
+                theirs = asked(1, x)
+            size = torch.tensor([len(batch)], device=subject.device)
+            sums: dict[Name, Any] = {("sizes",): Columns({"sizes": size})}
+            if pairs:
+                generator = stream(subject.seed, "shuffled rows", number + 1)
+                sums["pairs",] = Columns(inner_products(ours, theirs, batch.x, images, generator))
+            if ours.lengths is not None:
+                sums["lengths",] = Columns({"lengths": ours.lengths})
+            if ours.first is not None:
+                sums["first",] = Columns({"first": ours.first, "images": size})
+            for which, side in (("a", ours), ("b", theirs)):
+                for layer, count in zip(side.names, side.bad, strict=True):
+                    sums["sound", which, layer] = Soundness(len(batch), torch.tensor(count))
+                if side.rows and (which == "a" or not alone):
+                    sums["rows", which] = Columns(side.rows)
+            done(1)
+            order = {which: [side.names, side.widths, side.stages] for which, side in (("a", ours), ("b", theirs))}
+            return Part.of(number, sums, {**facts, "layers": order})
+
+        return step
+
+    @property
+    def kinds(self) -> Sequence[type[Any]]:
+        return (Soundness,)
+
+    def sums(self, part: Part) -> Sums:
+        """What was summed, by side."""
+        total, facts = part.total(), part.facts
+        sizes = tuple(total["sizes",]["sizes"].tolist())
+        pairs = {name: value.cpu() for name, value in total["pairs",].columns.items()} if ("pairs",) in total else {}
+        sides = []
+        for which, own in (("a", "own_a"), ("b", "own_b")):
+            names, widths, stages = (tuple(values) for values in facts["layers"][which])
+            bad = {name: int(total["sound", which, name].bad) for name in names}
+            looked = total.get(("first",)) if which == "a" else None
+            sides.append(
+                Side(
+                    *(names, widths, stages, sum(sizes)),
+                    bad={name: count for name, count in bad.items() if count},
+                    own=pairs.get(own),
+                    lengths=total["lengths",]["lengths"].cpu() if pairs and which == "a" else None,
+                    first=None if looked is None else looked["first"].cpu(),
+                    looked_at=0 if looked is None else int(looked["images"].sum()),
+                )
+            )
+        return Sums(sides[0], sides[0] if facts["alone"] else sides[1], sizes, pairs)
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        sums, facts, total = self.sums(part), part.facts, part.total()
+        ours, theirs = (total["rows", which].columns if ("rows", which) in total else {} for which in "ab")
+        theirs = ours if facts["alone"] else theirs
+        rows: list[Row] = []
+        for measure in self.measures:
+            if measure in BY_BATCH:
+                rows += _batch_rows(sums, measure, self.weights, facts["seed"])
+            else:
+                rows += _kept_rows(sums, ours, theirs, (measure,), self.shuffles, self.resamples, facts["seed"])
+        first = self.measures[0]
+        rows += _scalar_rows(sums, rows, first) + _same_layer_rows(sums, rows, first) + _layer_rows(sums.a)
+        if facts["draws"] is not None:
+            rows.append({**eot_row(facts["draws"]), "n": sum(sums.sizes)})
+        common = {"family": "similarity", "perturbation": facts["told"], "level": facts["level"]}
+        yield from ({**common, **row} for row in rows)
+
+
 @checked
 def similarity(
     first: Any,
@@ -179,73 +364,63 @@ def similarity(
 
     >>> similarity(standard, robust, "fashion_mnist_mini").map()
     """
-    if weights not in ("pairs", "equal"):
-        raise unknown("weighting", weights, ("pairs", "equal"))
+    if weights not in WEIGHTINGS:
+        raise unknown("weighting", weights, WEIGHTINGS)
     networks = callable(first)
     if second is not None and callable(second) != networks:
         raise GeophoneError("similarity compares two networks, or two sets of responses; it was given one of each.")
-    named = [measures] if isinstance(measures, str) else measures
+    named = None if measures is None else as_tuple(measures)
     taken = tuple(dict.fromkeys((MINIBATCH if networks else "cka",) if named is None else named))
     _check_measures(taken, networks)
-    if batch_size < LEAST or (points is not None and points < LEAST):
-        raise GeophoneError(f"batch_size={batch_size}, points={points}: similarity needs at least {LEAST} images.")
-    if networks:
-        split = as_split(data).near(first)
-        if len(split) < LEAST:
-            raise GeophoneError(f"similarity needs at least {LEAST} images, has {len(split)}. Give more.")
-        shaken = None if perturbation is None else fitted(_perturbation(perturbation), split.x.shape)
-        keep = 0 if set(taken) <= set(BY_BATCH) else len(split) if points is None else min(points, len(split))
-        rank = draws("sample", index=split.index).bits("rank")
-        attacked = unwrapped(first if second is None else second)
-        if shaken is not None and is_attack(shaken):
-            check_attacked(attacked, split, family_name(shaken))
-        noisy = shaken is not None and is_attack(shaken) and answers_at_random(attacked, split)
-        sums = gathered(
-            unwrapped(first),
-            None if second is None and shaken is None else attacked,
-            split,
-            layers=(layers, layers if others is None else others),
-            perturbation=shaken,
-            noisy=noisy,
-            reduce=reduce,
-            batch_size=batch_size,
-            pairs=bool(set(taken) & set(BY_BATCH)),
-            images=DECONFOUNDED in taken,
-            keep=split.index[rank.argsort()[:keep]],
-            seed=seed,
-            progress=progress,
-        )
-        ours, theirs = sums.a.kept(), sums.b.kept()
-    else:
+    if not networks:
         if perturbation is not None or data is not None:
             raise GeophoneError("responses are compared as they are: leave out data and perturbation.")
-        shaken, noisy = None, False
-        ours = _stored(first)
-        theirs = ours if second is None else _stored(second)
-        ours, theirs = _alike_stored(ours, theirs)
-        _check_aligned(first, second, ours, theirs)
-        sums = Sums(_side_of(ours), _side_of(theirs))
-        if second is None:
-            sums.b = sums.a
-    told = "itself" if second is None else "another"
-    told += "" if shaken is None else f" under {family_name(shaken)}"
-    level = 0.0 if shaken is None else level_of(shaken)
-    single = len(sums.a.names) == len(sums.b.names) == 1
-    halves = resamples if resamples is not None else 200 if single else 0
-    common = {"family": "similarity", "perturbation": told, "level": level, **dict(columns or {})}
-    made: list[dict[str, Any]] = []
-    for measure in taken:
-        if measure in BY_BATCH:
-            made += _batch_rows(sums, measure, weights, seed)
-        elif measure in WHOLE and not single and not halves:
-            made += _whole_rows(sums, ours, theirs, measure, shuffles, seed)
-        else:
-            made += _pair_rows(sums, ours, theirs, measure, shuffles, halves, seed)
-    made += _scalar_rows(sums, made, taken[0]) + _same_layer_rows(sums, made, taken[0]) + _layer_rows(sums.a)
-    if noisy:
-        made.append({**eot_row(draws_of(shaken, True)), "n": len(split)})
-    table = tables.frame({**common, **row} for row in made)
+        return _of_responses(first, second, taken, points, shuffles, resamples, batch_size, seed, columns)
+    probe = LayerMap(
+        taken,
+        None if layers is None else as_tuple(layers),
+        None if others is None else as_tuple(others),
+        *(perturbation, reduce, batch_size, weights, points, shuffles, resamples),
+    )
+    examples = as_split(data).near(first)
+    probe = probe.resolved(examples)
+    models = [unwrapped(one) for one in (first, second) if one is not None]
+    with opened(models, examples, seed) as subject:
+        part = summed(probe, subject, examples, progress=progress)
+    sums = probe.sums(part)
+    table = tables.labelled(tables.frame(probe.rows(part)), columns or {})
     return Similarity(table, sums.a.names, sums.b.names, taken[0])
+
+
+def _of_responses(
+    first: Any,
+    second: Any,
+    taken: tuple[str, ...],
+    points: int | None,
+    shuffles: int,
+    resamples: int | None,
+    batch_size: int,
+    seed: int,
+    columns: Mapping[str, Any] | None,
+) -> Similarity:
+    """Stored responses, of one model or of two."""
+    _check_sizes(batch_size, points)
+    ours = _stored(first)
+    theirs = ours if second is None else _stored(second)
+    ours, theirs = _alike_stored(ours, theirs)
+    _check_aligned(first, second, ours, theirs)
+    a = _side_of(ours)
+    sums = Sums(a, a if second is None else _side_of(theirs))
+    common = {"family": "similarity", "perturbation": "itself" if second is None else "another", "level": 0.0}
+    rows = _kept_rows(sums, ours, theirs, taken, shuffles, resamples, seed)
+    rows += _scalar_rows(sums, rows, taken[0]) + _same_layer_rows(sums, rows, taken[0])
+    table = tables.frame({**common, **(columns or {}), **row} for row in rows)
+    return Similarity(table, sums.a.names, sums.b.names, taken[0])
+
+
+def _check_sizes(batch_size: int, points: int | None) -> None:
+    if batch_size < LEAST or (points is not None and points < LEAST):
+        raise GeophoneError(f"batch_size={batch_size}, points={points}: similarity needs at least {LEAST} images.")
 
 
 def _perturbation(given: str | Perturbation) -> Perturbation:
@@ -322,12 +497,12 @@ def _check_aligned(first: Any, second: Any, ours: dict[str, Tensor], theirs: dic
 
 def _side_of(layers: dict[str, Tensor]) -> Side:
     """Stored responses as a side; those of a layer that are not finite are taken out."""
-    side = Side(tuple(layers), tuple(x.shape[1] for x in layers.values()), (0,) * len(layers))
-    side.images = len(next(iter(layers.values())))
-    for name, x in layers.items():
-        if bad := int((~x.isfinite().all(1)).count_nonzero()):
-            side.bad[name], layers[name] = bad, torch.zeros_like(x)
-    return side
+    bad = {name: int((~x.isfinite().all(1)).count_nonzero()) for name, x in layers.items()}
+    bad = {name: count for name, count in bad.items() if count}
+    for name in bad:
+        layers[name] = torch.zeros_like(layers[name])
+    widths = tuple(x.shape[1] for x in layers.values())
+    return Side(tuple(layers), widths, (0,) * len(layers), len(next(iter(layers.values()))), bad)
 
 
 def _flaw(sums: Sums, layer: str, other: str) -> str:
@@ -346,18 +521,15 @@ def _batch_rows(sums: Sums, measure: str, weights: str, seed: int) -> list[dict[
     drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), RESAMPLES)
     resampled = torch.from_numpy(drawn).double() * each
 
-    parts = {name: torch.stack(getattr(sums, name)).cpu() for name in ("cross", "shuffled")}
-    own_a, own_b = torch.stack(sums.a.own).cpu(), torch.stack(sums.b.own).cpu()
-    about_images = ("image_a", "image_b", "image", "image_shuffled") if sums.image else ()
-    images = {name: torch.stack(getattr(sums, name)).cpu() for name in about_images}
+    parts, own_a, own_b = sums.pairs, sums.pairs["own_a"], sums.pairs["own_b"]
 
     def ratio(w: Tensor, kind: str) -> Tensor:
         """Of each weighting of the batches, `[w, b]` → `[w, p, q]`; NaN where a norm is 0."""
         top, a, b = torch.einsum("wb,bpq->wpq", w, parts[kind]), w @ own_a, w @ own_b
         whole_a, whole_b = a, b
         if measure == DECONFOUNDED:
-            with_a, with_b, own = w @ images["image_a"], w @ images["image_b"], w @ images["image"]
-            moved = with_b if kind == "cross" else w @ images["image_shuffled"]
+            with_a, with_b, own = w @ parts["image_a"], w @ parts["image_b"], w @ parts["image"]
+            moved = with_b if kind == "cross" else w @ parts["image_shuffled"]
             top = top - with_a[:, :, None] * moved[:, None] / own[:, :, None]
             a, b = a - with_a.square() / own, b - with_b.square() / own
         a, b = (torch.where(x > GONE * y, x, torch.nan) for x, y in ((a, whole_a), (b, whole_b)))
@@ -377,6 +549,27 @@ def _batch_rows(sums: Sums, measure: str, weights: str, seed: int) -> list[dict[
     n = int(sizes.sum())
     made = _map_rows(sums, measure, n, value, low, high, note, why)
     return made + _map_rows(sums, f"{measure}_shuffled", n, ratio(each[None], "shuffled")[0], why=why)
+
+
+def _kept_rows(
+    sums: Sums,
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+    measures: Sequence[str],
+    shuffles: int,
+    resamples: int | None,
+    seed: int,
+) -> list[Row]:
+    """Measures of kept rows: all pairs at once where that can be done, or pair by pair."""
+    single = len(sums.a.names) == len(sums.b.names) == 1
+    halves = resamples if resamples is not None else 200 if single else 0
+    made: list[Row] = []
+    for measure in measures:
+        if measure in WHOLE and not single and not halves:
+            made += _whole_rows(sums, ours, theirs, measure, shuffles, seed)
+        else:
+            made += _pair_rows(sums, ours, theirs, measure, shuffles, halves, seed)
+    return made
 
 
 def _whole_rows(
@@ -500,15 +693,13 @@ def _same_layer_rows(sums: Sums, rows: Sequence[dict[str, Any]], measure: str) -
 
 def _layer_rows(side: Side) -> list[dict[str, Any]]:
     """How much of each layer of the first network is one direction, and how much a few images."""
-    if not side.lengths:
+    if side.lengths is None or side.first is None:
         return []
-    lengths = torch.cat(side.lengths, 1)
-    n = lengths.shape[1]
+    n = len(side.lengths)
     few = max(1, round(DOMINANT * n))
-    looked_at = sum(part.shape[1] for part in side.lengths[: len(side.first)])
     shares = {
-        "first_pc_share": (torch.stack(side.first).mean(0), looked_at),
-        "dominant_share": (lengths.topk(few, 1).values.sum(1) / lengths.sum(1), n),
+        "first_pc_share": (side.first.mean(0), side.looked_at),
+        "dominant_share": (side.lengths.topk(few, 0).values.sum(0) / side.lengths.sum(0), n),
     }
     made = []
     for name, (value, count) in shares.items():

@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from geophone.core.arguments import as_tuple, checked
@@ -28,33 +27,10 @@ from geophone.perturb.cost import passes
 from geophone.perturb.parse import condition as columns_of
 from geophone.perturb.parse import family_name, level_of, shakes
 from geophone.probes.part import Name, Part, name_of
-from geophone.probes.probe import PROBES, Probe, Row, Step, measured
+from geophone.probes.probe import PROBES, Probe, Row, Soundness, Step, measured
 from geophone.probes.projection import RandomProjection
 
 NO_UNIT = "this unit has no value: see what the metric says"
-
-
-@dataclass(frozen=True)
-class Soundness:
-    """Of the examples behind a sum, how many have NaN or infinite responses; a statistic.
-
-    Attributes:
-        examples: How many there are; each may have several rows.
-        bad: How many of them have a NaN or an infinity, on either side of a pair.
-    """
-
-    examples: int
-    bad: Int[Tensor, ""]
-
-    @classmethod
-    def of(cls, batch: Batch | Pair, examples: int) -> "Soundness":
-        """Of one batch of so many examples. Nothing is read back from the device."""
-        sides = (batch.a, batch.b) if isinstance(batch, Pair) else (batch.x,)
-        rows = torch.stack([~side.isfinite().all(1) for side in sides]).any(0)
-        return cls(examples, rows.reshape(examples, -1).any(1).count_nonzero())
-
-    def __add__(self, other: "Soundness") -> "Soundness":
-        return Soundness(self.examples + other.examples, self.bad + other.bad)
 
 
 class Condition:

@@ -16,9 +16,9 @@ from geophone.data import Split
 from geophone.metrics import Metric
 from geophone.models.run import Subject
 from geophone.models.tap import PROBED, Reduce, check_axes, reduction, spatial_mean
-from geophone.probes.layers import Condition, Soundness, condition_rows, responses_of
+from geophone.probes.layers import Condition, condition_rows, responses_of
 from geophone.probes.part import Name, Part
-from geophone.probes.probe import PROBES, Probe, Row, Step, measured
+from geophone.probes.probe import PROBES, Probe, Row, Soundness, Step, measured
 
 
 @PROBES.register

@@ -120,12 +120,13 @@ class Part:
             temporary.write_bytes(sealed(save(tensors, about)))
 
     @classmethod
-    def load(cls, path: Path, kinds: Sequence[type[Any]]) -> "Part":
-        """Read it back, equal to the bit, on the CPU.
+    def load(cls, path: Path, kinds: Sequence[type[Any]], device: torch.device | str = "cpu") -> "Part":
+        """Read it back, equal to the bit.
 
         Args:
             path: The file.
-            kinds: The statistics that may be in it.
+            kinds: The statistics that may be in it, besides `Columns`.
+            device: Where its tensors are put.
 
         Raises:
             GeophoneError: it is not what was written, or has other statistics.
@@ -139,7 +140,7 @@ class Part:
             flat: dict[str, dict[str, Tensor]] = {}
             for name, tensor in load(data).items():
                 place, _, field = name.partition("/")
-                flat.setdefault(place, {})[field] = tensor
+                flat.setdefault(place, {})[field] = tensor.to(device)
             blocks: dict[Block, dict[Name, Any]] = {}
             for place, (block, key, kind) in enumerate(index):
                 statistic = _statistic(by_name[kind], flat.get(str(place), {}))

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import polars as pl
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from geophone.core import table
+from geophone.core.progress import Stage
 from geophone.core.registry import REGISTRIES, Registry
-from geophone.core.types import Model
+from geophone.core.types import Batch, Model, Pair
 from geophone.data import Split, as_split
 from geophone.models.run import Subject, opened
 from geophone.probes.part import Part
@@ -86,31 +90,55 @@ class Probe:
         raise NotImplementedError
 
 
-def run(
+@dataclass(frozen=True)
+class Soundness:
+    """Of the examples behind a sum, how many have NaN or infinite responses; a statistic.
+
+    Attributes:
+        examples: How many there are; each may have several rows.
+        bad: How many of them have a NaN or an infinity, on either side of a pair.
+    """
+
+    examples: int
+    bad: Int[Tensor, ""]
+
+    @classmethod
+    def of(cls, batch: Batch | Pair, examples: int) -> "Soundness":
+        """Of one batch of so many examples. Nothing is read back from the device."""
+        sides = (batch.a, batch.b) if isinstance(batch, Pair) else (batch.x,)
+        rows = torch.stack([~side.isfinite().all(1) for side in sides]).any(0)
+        return cls(examples, rows.reshape(examples, -1).any(1).count_nonzero())
+
+    def __add__(self, other: "Soundness") -> "Soundness":
+        return Soundness(self.examples + other.examples, self.bad + other.bad)
+
+
+def stage_of(probe: Probe, examples: Split) -> Stage:
+    """What a probe that is resolved tells of its progress, and what that costs."""
+    return Stage(probe.stage, tuple(probe.costs(examples)), probe.steps(examples))
+
+
+def summed(
     probe: Probe,
     subject: Subject,
     examples: Split,
     *,
-    columns: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
     kept: Path | None = None,
-) -> pl.DataFrame:
-    """All steps of a probe on an opened subject, as rows of the table.
+) -> Part:
+    """All steps of a probe on an opened subject.
 
     Args:
-        probe: What is measured.
+        probe: What is measured; one that is resolved.
         subject: Of what.
         examples: On what, on the subject's device.
-        columns: Values for the table's other columns.
         progress: Called with (parts of steps done, in all).
-        kept: A file for what was done, written every `SAVED_EVERY` seconds; the run goes on from it where it is there,
-            and it is deleted at the end.
+        kept: A file for what was done, written every `SAVED_EVERY` seconds; where it is there, it is gone on from.
     """
-    probe = probe.resolved(examples)
     steps, each = probe.steps(examples), len(probe.costs(examples))
     probe.check(subject, examples)
     step = probe.begin(subject, examples)
-    part = None if kept is None or not kept.is_file() else Part.load(kept, probe.kinds)
+    part = None if kept is None or not kept.is_file() else Part.load(kept, probe.kinds, subject.device)
     written = time.monotonic()
     for number in range(0 if part is None else part.steps[-1][1], steps):
 
@@ -124,10 +152,22 @@ def run(
             part.save(kept)
             written = time.monotonic()
     assert part is not None
-    rows = table.frame({**(columns or {}), **row} for row in probe.rows(part))
-    if kept is not None:
-        kept.unlink(missing_ok=True)
-    return rows
+    return part
+
+
+def run(
+    probe: Probe,
+    subject: Subject,
+    examples: Split,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    kept: Path | None = None,
+) -> pl.DataFrame:
+    """Rows of the table for all steps of a probe: see `summed`; `columns` are values for the table's other columns."""
+    probe = probe.resolved(examples)
+    part = summed(probe, subject, examples, progress=progress, kept=kept)
+    return table.frame({**(columns or {}), **row} for row in probe.rows(part))
 
 
 def measured(

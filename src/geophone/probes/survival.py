@@ -1,52 +1,34 @@
-"""What holds under attack: example by example, attack by attack, and over the radius of the attack.
+"""What holds under attack, example by example, attack by attack.
 
 A robust accuracy is the share of examples that survive every attack, worked out from a matrix of examples × attacks ×
-restarts. Nothing is taken on an attack's word: a fresh forward pass judges every example that it returns.
+restarts.
 """
 
-import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geophone.core import table
 from geophone.core.arguments import checked
 from geophone.core.errors import GeophoneError, check_counts
-from geophone.core.rng import draws, key
-from geophone.core.types import Averages, Batch, Ensemble, Model, Perturbation, StopsEarly, TakesSteps, describe
+from geophone.core.types import Model, Perturbation, describe
 from geophone.data import Split, as_split
-from geophone.metrics import share_interval
-from geophone.models.run import (
-    asked_twice,
-    check_columns,
-    check_labels,
-    deterministic,
-    evaluating,
-    full_precision,
-    logits_of,
-    need_labels,
-    reseed,
-    seeded,
-)
-from geophone.models.stochastic import refuse_frozen
-from geophone.perturb import L2, LINF, Attack, MinimumNormAttack, at_level
+from geophone.models.run import Subject, opened
 from geophone.perturb.attacks.base import averaging, draws_of, eot_row
-from geophone.perturb.attacks.losses import margin
-from geophone.perturb.attacks.norms import norm_of
-from geophone.perturb.parse import family_name, named_perturbations
+from geophone.perturb.cost import passes as cost
+from geophone.perturb.parse import condition
+from geophone.probes.judge import Judge, accuracy_of, check_robustness, members, named_attacks, survive, warn_of_noise
+from geophone.probes.part import Columns, Part
+from geophone.probes.probe import PROBES, Probe, Row, Step, summed
 
-PASSES = 50
-"""How many fresh passes judge an example of a stochastic network."""
+ALL = "all attacks"
+"""What the table calls all attacks of a probe together."""
 
-_RESAMPLES = 1000
+_COLUMNS = ("rate", "margin", "distance", "judged", "union", "clean")
 
 
 @dataclass(frozen=True)
@@ -102,7 +84,7 @@ class Survival:
             GeophoneError: the attack was not run, or not on all the examples.
         """
         if attack is None:
-            return _accuracy(self.union)
+            return accuracy_of(self.union)
         if attack not in self.attacks:
             raise GeophoneError(f"no attack {attack!r} was run; there are {', '.join(self.attacks)}.")
         column = self.judged[:, self.attacks.index(attack)]
@@ -110,13 +92,13 @@ class Survival:
             raise GeophoneError(
                 f"{attack} was run only on what the attacks before it left: ask for survival(..., every=True)."
             )
-        return _accuracy(column)
+        return accuracy_of(column)
 
     def summary(self) -> dict[str, tuple[float, float, float] | None]:
         """Accuracy with its interval: clean, under each attack (None where not run on all), and under all attacks."""
         whole = {name: not bool(column.isnan().any()) for name, column in zip(self.attacks, self.judged.T, strict=True)}
         each = {name: self.accuracy(name) if whole[name] else None for name in self.attacks}
-        return {"none (clean images)": _accuracy(self.clean), **each, "all of them": self.accuracy()}
+        return {"none (clean images)": accuracy_of(self.clean), **each, "all of them": self.accuracy()}
 
     def frame(self) -> pl.DataFrame:
         """One row for each example, attack and restart: index, attack, restart, clean, rate, margin, distance."""
@@ -133,65 +115,81 @@ class Survival:
         ).with_columns(pl.col("rate", "margin", "distance").fill_nan(None))
 
 
+@PROBES.register
 @dataclass(frozen=True)
-class Curve:
-    """Robust accuracy of one network over the radius of one attack.
+class Robustness(Probe):
+    """Which examples survive which attacks; a step is a batch. See `survival` for what the fields mean."""
 
-    Attributes:
-        attack: The attack without its radius.
-        eps: The radii, increasing, `k` of them.
-        clean: Share of passes in which each clean example is got right, `[n]`.
-        holds: Share of passes in which it is got right at each radius, `[n, k]`; 0 or 1 unless the network is
-            stochastic.
-        minimum: Norm of the smallest perturbation that fools each example, `[n]`: 0 where it was wrong already,
-            infinite where none was found. None unless the attack looks for it.
-        classes: Number of logits.
-        draws: Of a stochastic network, over how many draws of its noise each gradient was averaged; else None.
-    """
+    attacks: tuple[str | Perturbation, ...]
+    restarts: int = 1
+    every: bool = True
+    passes: int | None = None
+    batch_size: int = 256
 
-    attack: str
-    eps: tuple[float, ...]
-    clean: Float[Tensor, " n"]
-    holds: Float[Tensor, "n k"]
-    minimum: Float[Tensor, " n"] | None
-    classes: int
-    draws: int | None = None
+    def __post_init__(self) -> None:
+        check_counts(restarts=self.restarts, passes=self.passes, batch_size=self.batch_size)
+        if not self.chosen:
+            raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
 
-    def accuracy(self) -> list[tuple[float, float, float]]:
-        """Robust accuracy with its 95 % interval at each radius."""
-        return [_accuracy(column) for column in self.holds.T]
+    @property
+    def chosen(self) -> list[Perturbation]:
+        """The attacks, with an ensemble's members in its place."""
+        return members(self.attacks)
 
-    def half(self) -> tuple[float | None, float | None, float | None]:
-        """The radius at which accuracy is half of the clean accuracy, with a 95 % bootstrap interval over examples.
+    def resolved(self, examples: Split) -> "Robustness":
+        return replace(self, attacks=tuple(self.chosen))
 
-        Between two radii accuracy is taken to fall evenly in log eps (in eps before the first). None beyond the last; 0
-        where the network is always wrong.
-        """
-        levels = torch.cat([self.clean[:, None], self.holds], dim=1).double().numpy()
-        value = _half(levels.mean(0), self.eps)
-        generator = np.random.default_rng(key("half accuracy"))
-        counts = generator.multinomial(len(levels), np.full(len(levels), 1 / len(levels)), size=_RESAMPLES)
-        found = [_half(row, self.eps) for row in counts @ levels / len(levels)]
-        low, high = np.quantile([math.inf if eps is None else eps for eps in found], [0.025, 0.975], method="nearest")
-        return value, float(low) if math.isfinite(low) else None, float(high) if math.isfinite(high) else None
+    def steps(self, examples: Split) -> int:
+        return examples.steps(self.batch_size)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the table: `robust_accuracy` at each radius and, once, what is known of `half_accuracy_eps`,
-        `median_minimum_norm` and `eot_draws`.
-        """
-        common = {"family": "attack", "perturbation": self.attack, "n": len(self.clean), "d": self.classes}
-        for eps, (value, low, high) in zip(self.eps, self.accuracy(), strict=True):
-            yield {**common, "metric": "robust_accuracy", "level": eps, "value": value, "low": low, "high": high}
-        value_, low_, high_ = self.half()
-        note = None if value_ is not None else f"accuracy does not fall to half of clean up to eps = {self.eps[-1]:.4g}"
-        yield {**common, "metric": "half_accuracy_eps", "value": value_, "low": low_, "high": high_, "note": note}
-        if self.minimum is not None:
-            median = float(self.minimum.quantile(0.5, interpolation="lower"))
-            found = math.isfinite(median)
-            note = None if found else "no adversarial example was found for half of the images"
-            yield {**common, "metric": "median_minimum_norm", "value": median if found else None, "note": note}
-        if self.draws is not None:
-            yield {**common, **eot_row(self.draws)}
+    def costs(self, examples: Split) -> Sequence[float]:
+        each = len(examples) / self.steps(examples)
+        return [each * cost(attack) for attack in self.chosen for _ in range(self.restarts)]
+
+    def check(self, subject: Subject, examples: Split) -> None:
+        check_robustness(subject, examples)
+
+    def begin(self, subject: Subject, examples: Split) -> Step:
+        judge = Judge.of(subject, self.passes)
+        warn_of_noise(judge, self.chosen)
+        run = [averaging(attack, judge.stochastic) for attack in self.chosen]
+        facts = {
+            "attacks": [[describe(attack), condition(attack)] for attack in self.chosen],
+            "draws": [draws_of(attack, judge.stochastic) for attack in self.chosen],
+            "passes": judge.passes,
+            "classes": judge.classes,
+            "stochastic": judge.stochastic,
+        }
+
+        def step(number: int, done: Callable[[int], None]) -> Part:
+            batch = examples.batch(number, self.batch_size)
+            reseed = partial(subject.reseed, "survival", number)
+            found = survive(judge, batch, run, self.restarts, self.every, subject.seed, reseed, done)
+            columns = dict(zip(_COLUMNS, found, strict=True)) | {"index": batch.index}
+            return Part.of(number, {("examples",): Columns(columns)}, facts)
+
+        return step
+
+    def result(self, part: Part) -> Survival:
+        """What came out, example by example."""
+        facts = part.facts
+        columns = {name: column.cpu() for name, column in part.total()["examples",].columns.items()}
+        names = tuple(name for name, _ in facts["attacks"])
+        return Survival(names, **columns, passes=facts["passes"], classes=facts["classes"], draws=tuple(facts["draws"]))
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        found = self.result(part)
+        common = {"metric": "robust_accuracy", "n": len(found), "d": found.classes}
+        for place, ((_, columns), name) in enumerate(zip(part.facts["attacks"], found.attacks, strict=True)):
+            if bool(found.judged[:, place].isnan().any()):
+                yield {**columns, **common, "note": "run only on what the attacks before it left"}
+                continue
+            value, low, high = found.accuracy(name)
+            yield {**columns, **common, "value": value, "low": low, "high": high}
+            if part.facts["stochastic"]:
+                yield {**columns, **eot_row(found.draws[place]), "n": len(found)}
+        value, low, high = found.accuracy()
+        yield {"family": "attack", "perturbation": ALL, **common, "value": value, "low": low, "high": high}
 
 
 @checked
@@ -236,329 +234,7 @@ def survival(
 
     >>> survival(model, "fashion_mnist_mini", "LinfAPGD(eps=8/255), LinfSquare(eps=8/255)").accuracy()
     """
-    check_counts(restarts=restarts, passes=passes, batch_size=batch_size)
-    chosen = members(attacks)
-    if not chosen:
-        raise GeophoneError("no attacks were given: name at least one, such as LinfAPGD(eps=8/255).")
-    parts = []
-    split = as_split(data).near(model)
-    each = len(chosen) * restarts
-    steps = split.steps(batch_size) * each
-    with _measuring(model, split.x.device):
-        judge = _Judge.of(model, split, passes)
-        _warn_of_noise(judge, chosen)
-        averaged = tuple(draws_of(attack, judge.stochastic) for attack in chosen)
-        run = [averaging(attack, judge.stochastic) for attack in chosen]
-        for number, batch in enumerate(split.batches(batch_size)):
-            reseed(key(seed, "survival", number), split.x.device)
-
-            def step(tried: int, before: int = number * each) -> None:
-                if progress is not None:
-                    progress(before + tried, steps)
-
-            parts.append(_survive(judge, batch, run, restarts, every, seed, step))
-    rate, margins, distance, judged, union, clean = (torch.cat(column) for column in zip(*parts, strict=True))
-    names = tuple(describe(attack) for attack in chosen)
-    index = split.index.cpu()
-    return Survival(names, index, clean, rate, margins, distance, judged, union, judge.passes, judge.classes, averaged)
-
-
-@checked
-def eps_curve(
-    model: Model,
-    data: Any,
-    attack: str | Perturbation,
-    eps: float | Sequence[float] | None = None,
-    *,
-    passes: int | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Curve:
-    """Robust accuracy over the radius of an attack.
-
-    What is fooled at a radius is fooled at every larger one, so only the radius at which an example falls is looked
-    for: by bisection with a quarter of the steps, then with the whole attack from there downwards, until one radius
-    holds. An attack that looks for the nearest adversarial example gives the whole curve in one run. A stochastic
-    network is attacked anew at every radius.
-
-    Args:
-        model: Images in [0, 1] → logits.
-        data: As for `survival`.
-        attack: An attack whose level is a radius, or its name.
-        eps: The radii, or one; default ten, each twice the one before, the largest 8 times the largest of the attack's
-            own levels (in l∞ 16 times: 1/1020 to 128/255) or, where eps is a share, 1.
-        passes: Passes that judge an example; default 1, or 50 for a stochastic network.
-        batch_size: Images per batch.
-        seed: Keys the attack's randomness.
-        progress: Called with (steps done, steps in all).
-
-    Raises:
-        GeophoneError: radii that are not positive, an attack without a radius, or not one attack; counts that are not
-            whole numbers from 1, a network and data that do not fit, or a network whose noise is frozen.
-
-    >>> eps_curve(model, "fashion_mnist_mini", "LinfPGD(steps=20)").half()
-    """
-    check_counts(passes=passes, batch_size=batch_size)
-    named = with_radius(attack)
-    if len(named) != 1:
-        raise GeophoneError(f"a curve is of one attack, and {attack!r} names {len(named)}: call eps_curve for each.")
-    (one,) = named
-    name = family_name(one)
-    radii = tuple(sorted(set(_radii(one) if eps is None else [eps] if isinstance(eps, int | float) else eps)))
-    if not radii or radii[0] <= 0:
-        raise GeophoneError(f"eps = {list(radii)}: a curve needs radii above 0.")
-    attacks = [at_level(one, radius) for radius in radii]
-    split = as_split(data).near(model)
-    steps = split.steps(batch_size)
-    parts, minima = [], []
-    with _measuring(model, split.x.device):
-        judge = _Judge.of(model, split, passes)
-        _warn_of_noise(judge, [one])
-        averaged = draws_of(one, judge.stochastic) if judge.stochastic else None
-        attacks = [averaging(attack, judge.stochastic) for attack in attacks]
-        for number, batch in enumerate(split.batches(batch_size)):
-            reseed(key(seed, "eps curve", number), split.x.device)
-            clean = judge(batch.x, batch.y)[0]
-            if judge.passes > 1:
-                holds = _survive(judge, batch, attacks, 1, True, seed)[3]
-            elif isinstance(one, MinimumNormAttack):
-                distance = _minimum(judge, batch, one, clean, seed)
-                minima.append(distance.cpu())
-                holds = (distance[:, None] > distance.new_tensor(radii)).float()
-            else:
-                holds = _fallen(judge, batch, attacks, clean, seed)
-            parts.append((clean.cpu(), holds.cpu()))
-            if progress is not None:
-                progress(number + 1, steps)
-    clean, holds = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Curve(name, radii, clean, holds, torch.cat(minima) if minima else None, judge.classes, averaged)
-
-
-def curves(
-    model: Model,
-    data: Any,
-    attacks: str | Sequence[Perturbation],
-    *,
-    columns: dict[str, Any] | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> pl.DataFrame:
-    """Rows of the table for the curve of each attack, whatever its radius: see `eps_curve` and `Curve.rows`."""
-    kinds = with_radius(attacks)
-    found: list[dict[str, Any]] = []
-    for place, attack in enumerate(kinds):
-
-        def step(done: int, steps: int, place: int = place) -> None:
-            if progress is not None:
-                progress(place * steps + done, len(kinds) * steps)
-
-        curve = eps_curve(model, data, attack, batch_size=batch_size, seed=seed, progress=step)
-        found += [{**(columns or {}), **row} for row in curve.rows()]
-    return table.frame(found)
-
-
-def members(attacks: str | Perturbation | Sequence[Perturbation | str]) -> list[Perturbation]:
-    """What `survival` runs for these attacks, in its order: an ensemble's members in its place, each once."""
-    return _members(_named(attacks))
-
-
-def with_radius(attacks: str | Perturbation | Sequence[Perturbation | str]) -> list[Perturbation]:
-    """The attacks that curves can be drawn of, each once whatever its radius; none for an empty text.
-
-    Raises:
-        GeophoneError: one has no radius eps.
-    """
-    named = _named(attacks)
-    for attack in named:
-        if attack.level != "eps":
-            raise GeophoneError(f"{describe(attack)} has no radius eps: a curve over eps needs an attack that has.")
-    return list({family_name(attack): attack for attack in named}.values())
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """A network, how often it must be asked before its answer counts, and whether it answers at random."""
-
-    model: Model
-    passes: int
-    classes: int
-    stochastic: bool
-
-    @classmethod
-    def of(cls, model: Model, split: Split, passes: int | None) -> "_Judge":
-        """Ask the network the same twice, to know whether it answers at random."""
-        first, stochastic = asked_twice(model, split)
-        check_columns(first)
-        need_labels(split, "an attack")
-        check_labels(split, first.shape[1])
-        return cls(model, passes or (PASSES if stochastic else 1), first.shape[1], stochastic)
-
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of passes that are right, and mean margin, `[n]` each."""
-        right = total = torch.zeros(len(y), dtype=torch.float32, device=x.device)
-        for _ in range(self.passes):
-            logits = logits_of(self.model, x)
-            right = right + (logits.argmax(1) == y).float()
-            total = total - margin(logits, y).float()
-        return right / self.passes, total / self.passes
-
-
-@contextmanager
-def _measuring(model: Model, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, full precision, no gradients, and global random states that are put back."""
-    refuse_frozen(model, "Robustness")
-    with evaluating(model), full_precision(), deterministic(), seeded(0, device), torch.no_grad():
-        yield
-
-
-def _named(attacks: str | Perturbation | Sequence[Perturbation | str]) -> list[Perturbation]:
-    """The attacks that were given, or named in a text; none for an empty one."""
-    if isinstance(attacks, str) and not attacks.strip():
-        return []
-    return named_perturbations(attacks, levels=False)
-
-
-def _warn_of_noise(judge: _Judge, attacks: Sequence[Perturbation]) -> None:
-    """Say which attacks cannot average over a stochastic network's noise."""
-    weak = {type(one).__name__: None for one in attacks if isinstance(one, Attack) and not isinstance(one, Averages)}
-    if judge.stochastic and weak:
-        warnings.warn(
-            f"The network answers at random, and {', '.join(weak)} can't average over its noise: the robust accuracy "
-            "that it shows is too high. Use attacks with draws=20, such as LinfAPGD, or version='rand' of AutoAttack.",
-            stacklevel=3,
-        )
-
-
-def _attacked(judge: _Judge, batch: Batch, rows: Tensor, attack: Perturbation, restart: int, seed: int) -> Tensor:
-    """What the attack returns for these rows of the batch; as cheaply as a network without randomness allows."""
-    run = attack.fool if judge.passes == 1 and isinstance(attack, StopsEarly) else attack
-    rng = draws(seed, family_name(attack), restart, index=batch.index[rows])
-    return run(batch.x[rows], batch.y[rows], judge.model, rng)
-
-
-def _survive(
-    judge: _Judge,
-    batch: Batch,
-    attacks: Sequence[Perturbation],
-    restarts: int,
-    every: bool,
-    seed: int,
-    step: Callable[[int], None] = lambda tried: None,
-) -> tuple[Tensor, ...]:
-    """Of one batch: rate, margin, distance `[n, attacks, restarts]`, judged `[n, attacks]`, union and clean `[n]`."""
-    x, y = batch.x, batch.y
-    clean, _ = judge(x, y)
-    right = clean > 0
-    shape = (len(y), len(attacks), restarts)
-    rate, margins, distance = (torch.full(shape, math.nan, dtype=torch.float32, device=x.device) for _ in range(3))
-    all_rows = torch.arange(len(y), device=x.device)
-    # The worst candidates so far, and how often they are got right: of each attack, and in the last place of all.
-    worst = [(clean.clone(), x.clone()) for _ in range(len(attacks) + 1)]
-    for a, attack in enumerate(attacks):
-        for r in range(restarts):
-            # Another restart, or another attack unless every one is asked for, cannot do worse than never right.
-            standing = right & (worst[a if every else -1][0] > 0)
-            rows = all_rows[standing]
-            if not len(rows):
-                step(a * restarts + r + 1)
-                continue
-            found = _attacked(judge, batch, rows, attack, r, seed)
-            rate[rows, a, r], margins[rows, a, r] = judge(found, y[rows])
-            distance[rows, a, r] = (norm_of(attack) or L2).length(found - x[rows]).float()
-            for least, image in (worst[a], worst[-1]):
-                lower = rate[rows, a, r] < least[rows]
-                image[rows[lower]] = found[lower]
-                least[rows[lower]] = rate[rows, a, r][lower]
-            step(a * restarts + r + 1)
-    judged = [least if judge.passes == 1 else judge(image, y)[0] for least, image in worst]
-    table_ = torch.stack(judged[:-1], dim=1)
-    if not every:
-        table_[right[:, None] & rate.isnan().all(2)] = math.nan
-    return tuple(part.cpu() for part in (rate, margins, distance, table_, judged[-1], clean))
-
-
-def _fallen(judge: _Judge, batch: Batch, attacks: Sequence[Perturbation], clean: Tensor, seed: int) -> Tensor:
-    """Which examples hold at each radius, `[n, k]`.
-
-    For each example a quarter of the attack's steps finds, by bisection, a radius that fools it; the whole attack then
-    goes down from there, radius by radius, until one holds.
-    """
-    fallen = torch.where(clean > 0, len(attacks) + 1, 0)  # place, from 1, of the least radius known to fool; 0: clean
-
-    def attacked(tried: Sequence[Perturbation], place: Tensor, open_: Tensor) -> Tensor:
-        """Which of the open examples the attacks fool, each at its own place."""
-        fooled = torch.zeros_like(open_)
-        for one in place[open_].unique().tolist():
-            rows = (open_ & (place == one)).nonzero()[:, 0]
-            found = _attacked(judge, batch, rows, tried[one - 1], 0, seed)
-            fooled[rows] = judge(found, batch.y[rows])[0] == 0
-        return fooled
-
-    quick = [_with_fewer_steps(attack) for attack in attacks]
-    held = torch.where(clean > 0, 0, -1)
-    while bool((open_ := fallen - held > 1).any()):
-        middle = (held + fallen) // 2
-        fooled = attacked(quick, middle, open_)
-        fallen, held = torch.where(open_ & fooled, middle, fallen), torch.where(open_ & ~fooled, middle, held)
-    open_ = fallen > 1
-    while bool(open_.any()):
-        open_ = attacked(attacks, fallen - 1, open_)
-        fallen = fallen - open_.long()
-        open_ = open_ & (fallen > 1)
-    return (torch.arange(1, len(attacks) + 1, device=clean.device) < fallen[:, None]).float()
-
-
-def _with_fewer_steps(attack: Perturbation) -> Perturbation:
-    """The attack with a quarter of its steps, if it has any."""
-    thing: Any = attack
-    return replace(thing, steps=max(1, thing.steps // 4)) if isinstance(attack, TakesSteps) else attack
-
-
-def _minimum(judge: _Judge, batch: Batch, attack: MinimumNormAttack, clean: Tensor, seed: int) -> Tensor:
-    """Norm of the least perturbation that was found: 0 where the image is wrong already, infinite where none was."""
-    rng = draws(seed, family_name(attack), 0, index=batch.index)
-    found = attack.nearest(batch.x, batch.y, judge.model, rng)
-    fooled = judge(found, batch.y)[0] == 0
-    length = attack.norm.length(found - batch.x)
-    return torch.where(clean == 0, 0, torch.where(fooled, length, math.inf))
-
-
-def _members(attacks: Sequence[Perturbation]) -> list[Perturbation]:
-    """The attacks, with an ensemble's members in its place; each once."""
-    found: list[Perturbation] = []
-    for attack in attacks:
-        found += attack.members() if isinstance(attack, Ensemble) else [attack]
-    return list(dict.fromkeys(found))
-
-
-def _radii(attack: Perturbation) -> Sequence[float]:
-    """Ten radii, each twice the one before, with the largest of the attack's own levels among them."""
-    box = norm_of(attack) is LINF
-    highest = attack.highest if isinstance(attack, Attack) and attack.highest is not None else 1.0 if box else math.inf
-    top = attack.levels[-1] * (16 if box else 8)
-    while top > highest:
-        top /= 2
-    return [top / 2**halvings for halvings in range(9, -1, -1)]
-
-
-def _half(accuracy: np.ndarray, eps: Sequence[float]) -> float | None:
-    """Where accuracy, whose first value is clean, falls to half of that."""
-    if accuracy[0] == 0:  # every example is wrong already
-        return 0.0
-    half = accuracy[0] / 2
-    below = np.flatnonzero(accuracy[1:] <= half)
-    if not len(below):
-        return None
-    place = int(below[0])
-    before, after = accuracy[place], accuracy[place + 1]
-    share = 1.0 if before == after else (before - half) / (before - after)
-    if place == 0:
-        return float(share * eps[0])
-    return float(eps[place - 1] * (eps[place] / eps[place - 1]) ** share)
-
-
-def _accuracy(right: Float[Tensor, " n"]) -> tuple[float, float, float]:
-    """Mean and its interval."""
-    return share_interval(right.double().numpy())
+    probe = Robustness(tuple(named_attacks(attacks)), restarts, every, passes, batch_size)
+    examples = as_split(data).near(model)
+    with opened((model,), examples, seed) as subject:
+        return probe.result(summed(probe, subject, examples, progress=progress))

@@ -20,15 +20,17 @@ from geophone.core.types import Perturbation, Recipe, describe
 from geophone.data import ImageData, Split, load
 from geophone.metrics import default_metrics
 from geophone.models.load import save_network
+from geophone.models.run import opened
 from geophone.models.tap import REDUCTIONS
 from geophone.perturb import grid
-from geophone.perturb.cost import CURVE, passes
+from geophone.perturb.cost import passes
 from geophone.perturb.parse import family_name
-from geophone.probes.checks import attack_checks, axes_check, check_passes
-from geophone.probes.exemplars import exemplar_manifolds
-from geophone.probes.gradients import input_gradients
-from geophone.probes.layers import measure
-from geophone.probes.survival import curves, with_radius
+from geophone.probes.checks import AttackChecks, LayerAxes
+from geophone.probes.curves import Curves, with_radius
+from geophone.probes.exemplars import Exemplars
+from geophone.probes.gradients import Gradients
+from geophone.probes.layers import Layers
+from geophone.probes.probe import Probe, run, stage_of
 from geophone.train import Training, catastrophic_overfitting, fit, initialised, kept, watched
 from geophone.train.loop import content
 from geophone.train.recipes import network_of
@@ -45,8 +47,6 @@ Progress = Callable[[str, int, int], None]
 
 A step is about one pass of one image through the network.
 """
-
-_UNITS = 500  # of an ordinary network, whose gradients are taken one by one
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,28 @@ class Job:
         """The test images that are measured."""
         return data.test if self.images is None else data.test.take(self.images)
 
+    def probes(self, data: ImageData) -> list[tuple[Probe, Split]]:
+        """What is measured of the network, and on which images."""
+        images = self.shown(data)
+        drawn = tuple(p for text in self.perturbations for p in grid(text))
+        radii = tuple(p for text in self.curves for p in with_radius(text))
+        asked: list[tuple[Probe, Split]] = [
+            (Layers(drawn, self.layers, self.metrics, self.reduce, self.features, self.batch_size), images)
+        ]
+        if radii:
+            asked.append((Curves(radii, batch_size=self.batch_size), images))
+        if self.gradients:
+            # A unit's gradient is that of one number an image, so places of images are not told apart here.
+            reduce = "spatial_mean" if self.reduce == "positions" else self.reduce
+            asked.append((Gradients(self.layers, reduce), data.test.take(self.gradients)))
+        if self.exemplars:
+            copied = tuple(p for text in self.exemplars for p in grid(text))
+            sizes = self.exemplar_images, self.exemplar_copies, self.features
+            asked.append((Exemplars(copied, self.layers, *sizes), data.test))
+        asked.append((LayerAxes(self.layers, self.reduce), images))
+        asked.append((AttackChecks(batch_size=self.batch_size), images))
+        return asked
+
     def columns(self, data: ImageData) -> dict[str, Any]:
         """Whose rows they are, as the table says it."""
         return {
@@ -179,7 +201,8 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
 
     data = load(job.dataset).to(torch.device(device))
     recipe = RECIPES.build(job.recipe)
-    stage = Stages(None if progress is None else _Told(job.label, progress), _stages(job, data, recipe)).begin
+    asked = [(probe.resolved(examples), examples) for probe, examples in job.probes(data)]
+    stages = Stages(None if progress is None else _Told(job.label, progress), _stages(job, data, recipe, asked))
     name, given = parse_call(network_of(recipe, job.model), "model")
     arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
     model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
@@ -188,66 +211,22 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
         *(model, data, recipe, job.training),
         seed=job.seed,
         checkpoint=checkpoint,
-        progress=stage("training"),
+        progress=stages.begin("training"),
         snapshot=lambda epoch, network: save_network(network, snapshot_folder(folder, epoch), name, arguments),
     )
     save_network(model, folder, name, arguments)
     best = kept(history, job.training.keep if len(data.val) else "last")
     columns = job.columns(data)
     measured = {**columns, "epoch": int(best["epoch"])}
-    images = job.shown(data)
-    rows = measure(
-        model,
-        images,
-        [p for text in job.perturbations for p in grid(text)],
-        job.layers,
-        job.metrics,
-        batch_size=job.batch_size,
-        reduce=REDUCTIONS[job.reduce],
-        features=job.features,
-        seed=job.seed,
-        columns=measured,
-        progress=stage("measuring"),
-    )
-    radii = curves(
-        *(model, images, [p for text in job.curves for p in with_radius(text)]),
-        batch_size=job.batch_size,
-        seed=job.seed,
-        columns=measured,
-        progress=stage("curves over eps"),
-    )
-    steep = table.empty()
-    if job.gradients:
-        # A unit's gradient is that of one number an image, so places of images are not told apart here.
-        reduce = REDUCTIONS["spatial_mean" if job.reduce == "positions" else job.reduce]
-        some = data.test.take(job.gradients)
-        steep = input_gradients(
-            *(model, some, job.layers),
-            reduce=reduce,
-            seed=job.seed,
-            columns=measured,
-            progress=stage("input gradients"),
-        )
-    shaken = table.empty()
-    if job.exemplars:
-        shaken = exemplar_manifolds(
-            *(model, data, [p for text in job.exemplars for p in grid(text)], job.layers),
-            exemplars=job.exemplar_images,
-            copies=job.exemplar_copies,
-            features=job.features,
-            seed=job.seed,
-            columns=measured,
-            progress=stage("exemplar manifolds"),
-        )
-    found = [
-        axes_check(model, images, job.layers, REDUCTIONS[job.reduce]),
-        *attack_checks(*(model, images), batch_size=job.batch_size, seed=job.seed, progress=stage("checks by attacks")),
-    ]
-    believed = table.frame({**measured, **row} for row in found)
+    rows = []
+    for place, (probe, examples) in enumerate(asked, start=1):
+        examples = examples.near(model)
+        with opened((model,), examples, job.seed) as subject:
+            rows.append(run(probe, subject, examples, columns=measured, progress=stages.begin(place)))
     course = table.frame({**columns, **row} for row in _course(history, recipe, job.training, data))
-    table.write(pl.concat([rows, radii, steep, shaken, believed, course]), shard)
+    table.write(pl.concat([*rows, course]), shard)
     checkpoint.unlink(missing_ok=True)
-    if finished := stage("done"):
+    if finished := stages.begin("done"):
         finished(1, 1)
     return shard
 
@@ -265,26 +244,12 @@ class _Told(Watcher):
         self._progress(f"{self._label}: {self._name}", done, steps)
 
 
-def _stages(job: Job, data: ImageData, recipe: Recipe) -> list[Stage]:
+def _stages(job: Job, data: ImageData, recipe: Recipe, asked: Sequence[tuple[Probe, Split]]) -> list[Stage]:
     """What a job does, by what it costs: about how many passes of one image through the network."""
-    images = len(job.shown(data))
-    batches = -(-images // job.batch_size)
-    each = images / batches
-    shaken, radii, copied = (
-        [drawn for text in texts for drawn in grid(text)] for texts in (job.perturbations, job.curves, job.exemplars)
-    )
     threat: Perturbation | None = getattr(recipe, "threat", None)
     step = 3 + (0 if threat is None else passes(threat))  # forward and backward
-    copies = job.exemplar_images * job.exemplar_copies
-    return [
-        Stage("training", [len(data.train) * step], job.training.epochs),
-        Stage("measuring", [each, *(each * (1 + passes(one)) for one in shaken)], batches),
-        Stage("curves over eps", [each * CURVE * passes(one) for one in radii for _ in range(batches)]),
-        Stage("input gradients", [job.gradients * _UNITS]),
-        Stage("exemplar manifolds", [copies * (1 + passes(one)) for one in copied]),
-        Stage("checks by attacks", [check_passes(images)[1]]),
-        Stage("done", [0]),
-    ]
+    training = Stage("training", [len(data.train) * step], job.training.epochs)
+    return [training, *(stage_of(probe, examples) for probe, examples in asked), Stage("done", [0])]
 
 
 def _course(

@@ -164,7 +164,7 @@ def test_scores_take_the_rows_as_they_are(root: Path, model: nn.Module, clean: S
 def test_layers_are_recorded_only_if_a_metric_asks(
     root: Path, model: nn.Module, clean: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = import_module("geophone.published")
+    room = import_module("geophone.probes.published")
     asked: list[Any] = []
 
     def spy(*arguments: Any, **named: Any) -> pl.DataFrame:

@@ -339,7 +339,7 @@ def test_checks_by_attacks_can_be_left_out(place, capsys):
 def test_in_a_file_progress_is_a_line_a_stage(place, capsys):
     _, _, err = command(capsys, written("scan").replace(" --no-checks", "").replace("--curves=", "--curves=FGSM"))
     lines = [line for line in err.splitlines() if line.startswith("scanning: ")]
-    stages = ["measuring", "curves", "checks", "checks by attacks", "the page"]
+    stages = ["measuring", "curves over eps", "checks", "checks by attacks", "the page"]
     assert [line.removeprefix("scanning: ").partition(" (")[0] for line in lines] == stages
     assert all("% done after" in line and "left)" in line for line in lines[1:])
     assert "\x1b" not in err

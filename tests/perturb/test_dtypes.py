@@ -177,9 +177,8 @@ def test_perturbations_make_no_tensor_of_the_default_dtype() -> None:
     folder = Path(inspect.getfile(geophone.perturb)).parent
     files = [
         *folder.rglob("*.py"),
-        folder.parent / "robustness.py",
-        folder.parent / "rng.py",
-        folder.parent / "checks.py",
+        *(folder.parent / "probes").rglob("*.py"),
+        folder.parent / "core" / "rng.py",
     ]
     lines = {str(file.relative_to(folder.parent)): without_dtype(file.read_text()) for file in files}
     assert {name: found for name, found in lines.items() if found} == {}

@@ -126,6 +126,8 @@ def scan(
         if asked is None:
             options: dict[str, Any] = {"curves": curves, "checks": checks, "batch_size": batch_size, "reduce": reduce}
             asked = scan_probes(perturb, layers, also, **options)
+        if not asked:
+            raise GeophoneError("there are no probes: leave them out for the default, or give at least one.")
         label = plain(name or (str(model) if isinstance(model, str | Path) else type(model).__name__))
         columns = {"job": "scan", "dataset": source.name if isinstance(source, ImageData) else "data", "model": label}
         every = [_Ask((made,), probe, columns) for probe in asked]

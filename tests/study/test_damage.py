@@ -61,7 +61,7 @@ def flipped(data, seed):
 def done(tmp_path_factory):
     """A finished job's folder, with the state of its training as it was before the end."""
     out = tmp_path_factory.mktemp("done")
-    real = job_module.measure
+    real = job_module.run
 
     def keep(*args, **options):
         state = TINY.folder(out) / CHECKPOINT
@@ -69,7 +69,7 @@ def done(tmp_path_factory):
         return real(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "measure", keep)
+        patch.setattr(job_module, "run", keep)
         run_job(TINY, out)
     return out
 

@@ -20,6 +20,7 @@ from geophone.models import GaussianResponse, SmallCNN, load_model
 from geophone.models.run import deterministic
 from geophone.models.stochastic import add_noise
 from geophone.perturb import FGSM, L2PGD, GaussianNoise, LinfAPGD, LinfPGD
+from geophone.probes.checks import AttackChecks
 from geophone.study import Job, run_job
 from geophone.train import (
     Adversarial,
@@ -351,7 +352,7 @@ JOB = Job(
 @pytest.fixture
 def unchecked(monkeypatch):
     """Jobs without the checks by attacks, which take most of the time and are no part of this."""
-    monkeypatch.setattr(job, "attack_checks", lambda *_, **__: iter(()))
+    monkeypatch.setattr(AttackChecks, "found", lambda *_: iter(()))
 
 
 @pytest.mark.parametrize("moment", ["in epoch 2", "writing epoch 2", "after epoch 2"])

@@ -233,7 +233,7 @@ class LayerMap(Probe):
                     subject.reseed("similarity", "attack", number)
                     x = run(batch.x, batch.y, second, draws(subject.seed, name, index=batch.index))
                 theirs = asked(1, x)
-            size = torch.tensor([len(batch)], device=subject.device)
+            size = torch.tensor([len(batch)], dtype=torch.int64, device=subject.device)
             sums: dict[Name, Any] = {("sizes",): Columns({"sizes": size})}
             if pairs:
                 generator = stream(subject.seed, "shuffled rows", number + 1)
@@ -244,7 +244,7 @@ class LayerMap(Probe):
                 sums["first",] = Columns({"first": ours.first, "images": size})
             for which, side in (("a", ours), ("b", theirs)):
                 for layer, count in zip(side.names, side.bad, strict=True):
-                    sums["sound", which, layer] = Soundness(len(batch), torch.tensor(count))
+                    sums["sound", which, layer] = Soundness(len(batch), torch.tensor(count, dtype=torch.int64))
                 if side.rows and (which == "a" or not alone):
                     sums["rows", which] = Columns(side.rows)
             done(1)

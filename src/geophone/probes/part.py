@@ -113,8 +113,9 @@ class Part:
         for block, sums in self.blocks.items():
             for key, statistic in sums.items():
                 place = str(len(index))
-                index.append([block, key, name_of(type(statistic))])
-                tensors |= {f"{place}/{name}": tensor for name, tensor in _tensors(statistic)}
+                state = dict(_tensors(statistic))
+                index.append([block, key, name_of(type(statistic)), list(state)])  # safetensors keeps no order
+                tensors |= {f"{place}/{name}": tensor for name, tensor in state.items()}
         about = {KEY: BLANK, "index": json.dumps(index), "facts": json.dumps(self.facts)}
         with replacing(path) as temporary:
             temporary.write_bytes(sealed(save(tensors, about)))
@@ -137,14 +138,11 @@ class Part:
             length = int.from_bytes(data[:8], "little")
             about = json.loads(data[8 : 8 + length])["__metadata__"]
             index, facts = json.loads(about["index"]), json.loads(about["facts"])
-            flat: dict[str, dict[str, Tensor]] = {}
-            for name, tensor in load(data).items():
-                place, _, field = name.partition("/")
-                flat.setdefault(place, {})[field] = tensor.to(device)
+            tensors = load(data)
             blocks: dict[Block, dict[Name, Any]] = {}
-            for place, (block, key, kind) in enumerate(index):
-                statistic = _statistic(by_name[kind], flat.get(str(place), {}))
-                blocks.setdefault(tuple(block), {})[tuple(key)] = statistic
+            for place, (block, key, kind, names) in enumerate(index):
+                state = {name: tensors[f"{place}/{name}"].to(device) for name in names}
+                blocks.setdefault(tuple(block), {})[tuple(key)] = _statistic(by_name[kind], state)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise GeophoneError(f"{path} is no part of a measurement ({error}). {REMEDY}") from None
         return cls(blocks, facts)
@@ -193,14 +191,19 @@ def _pair(made: dict[Block, Mapping[Name, Any]]) -> None:
 def _tensors(statistic: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """A statistic's state as tensors by field; those inside it by dotted names."""
     if isinstance(statistic, Columns):
-        yield from ((f"{prefix}{name}", column.detach().cpu()) for name, column in statistic.columns.items())
+        yield from ((f"{prefix}{name}", _plain(column)) for name, column in statistic.columns.items())
         return
     for field in fields(statistic):
         value = getattr(statistic, field.name)
         if is_dataclass(value):
             yield from _tensors(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", torch.as_tensor(value).detach().cpu()
+            yield f"{prefix}{field.name}", _plain(torch.as_tensor(value))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU, in memory of its own."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _statistic(kind: type[Any], flat: Mapping[str, Tensor]) -> Any:

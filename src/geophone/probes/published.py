@@ -147,7 +147,7 @@ def _stored(data: str, corruption: str, severity: int, split: Split) -> Perturba
     place = {index: row for row, index in enumerate(split.index.tolist())}
 
     def images(_self: object, x: Tensor, _y: Tensor, _model: Model, rng: Draws) -> Tensor:
-        rows = torch.tensor([place[index] for index in rng.index.tolist()])
+        rows = torch.tensor([place[index] for index in rng.index.tolist()], dtype=torch.int64)
         return next(split.rows(rows).batches(len(rows))).x.to(x)
 
     namespace = {"__call__": images, "level": "severity", "levels": SEVERITIES, "family": "corruption"}

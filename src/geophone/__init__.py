@@ -27,7 +27,7 @@ from geophone.probes.pairs import compare
 from geophone.probes.published import published
 from geophone.probes.survival import Survival, survival
 from geophone.report import write_report
-from geophone.scan import Scan, attack, compare_networks, scan
+from geophone.scan import Scan, attack, compare_networks, scan, scan_probes
 from geophone.study import Job, run_study
 from geophone.train import Training, fit
 
@@ -76,6 +76,7 @@ __all__ = [
     "relate",
     "run_study",
     "scan",
+    "scan_probes",
     "scores",
     "similarity",
     "survival",

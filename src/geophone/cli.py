@@ -67,7 +67,7 @@ plugin_option = click.option(
     is_eager=True,
     callback=_load,
     metavar="FILE",
-    help="A Python file that registers metrics, perturbations, recipes, models, data or studies. May be repeated.",
+    help="A Python file that registers metrics, perturbations, recipes, models, data, studies or probes. May be repeated.",
 )
 
 
@@ -388,7 +388,7 @@ def compare_command(
 @click.argument("kind", metavar=f"[{'|'.join(REGISTRIES)}]", required=False)
 @plugin_option
 def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
-    """List what is registered, plug-ins included: data, models, recipes, perturbations, metrics or studies."""
+    """List what is registered, plug-ins included: data, models, recipes, perturbations, metrics, studies or probes."""
     if kind is not None and kind not in REGISTRIES:
         raise unknown("kind", kind, REGISTRIES)
     for registry in [REGISTRIES[kind]] if kind else REGISTRIES.values():

@@ -140,6 +140,7 @@ def scan(
         return written
 
 
+@checked
 def scan_probes(
     perturb: str | Sequence[Perturbation | str] = DEFAULT_PERTURBATIONS,
     layers: Sequence[str] | None = None,

@@ -29,17 +29,6 @@ from geophone.metrics.similarity.moments import (
 
 # isort: split
 # Last: they import the others, and metrics are registered, and measured, in the order of imports.
-from geophone.metrics.manifolds import (
-    METRICS_OF_MANIFOLDS,
-    ClassPoints,
-    center_correlation,
-    glue_metrics,
-    manifold_capacity,
-    manifold_capacity_floor,
-    manifold_center_rank,
-    manifold_dimension,
-    manifold_radius,
-)
 from geophone.metrics.similarity.kernels import (
     cka_deconfounded,
     cka_rbf,
@@ -56,6 +45,19 @@ from geophone.metrics.similarity.kernels import (
     rsa_whitened,
 )
 from geophone.metrics.similarity.pairwise import Alike, alike, compact
+
+# isort: split
+from geophone.metrics.manifolds import (
+    METRICS_OF_MANIFOLDS,
+    ClassPoints,
+    center_correlation,
+    glue_metrics,
+    manifold_capacity,
+    manifold_capacity_floor,
+    manifold_center_rank,
+    manifold_dimension,
+    manifold_radius,
+)
 
 __all__ = [
     "METRICS_OF_MANIFOLDS",

@@ -24,6 +24,7 @@ from geophone.probes.gradients import input_gradients
 from geophone.probes.layer_maps import Similarity, similarity
 from geophone.probes.layers import measure
 from geophone.probes.pairs import compare
+from geophone.probes.probe import PROBES, Probe
 from geophone.probes.published import published
 from geophone.probes.survival import Survival, survival
 from geophone.report import write_report
@@ -41,6 +42,7 @@ __all__ = [
     "METRICS",
     "MODELS",
     "PERTURBATIONS",
+    "PROBES",
     "RECIPES",
     "Batch",
     "Claim",
@@ -50,6 +52,7 @@ __all__ = [
     "Job",
     "Metric",
     "Pair",
+    "Probe",
     "Scan",
     "Similarity",
     "Split",

@@ -67,7 +67,8 @@ plugin_option = click.option(
     is_eager=True,
     callback=_load,
     metavar="FILE",
-    help="A Python file that registers metrics, perturbations, recipes, models, data, studies or probes. May be repeated.",
+    help="A Python file that registers metrics, perturbations, recipes, models, data, studies or probes. "
+    "May be repeated.",
 )
 
 

@@ -8,10 +8,10 @@ from geophone import scan
 from geophone.core.progress import Stage, Stages, Watcher
 from geophone.core.rng import draws
 from geophone.data import Split
+from geophone.diagnosis import attack, compare_networks
 from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfFAB, LinfPGD, LinfSquare, MatchedL2
 from geophone.perturb.cost import passes
 from geophone.probes import checks
-from geophone.scan import attack, compare_networks
 
 
 class Told(Watcher):

@@ -170,7 +170,7 @@ def stop(*_, **__):
 def test_ctrl_c_while_the_page_is_made_leaves_an_earlier_one_as_it_was(place, capsys, verb, monkeypatch):
     assert command(capsys, written(verb))[0] == 0
     before = everything(place)
-    monkeypatch.setattr(sys.modules["geophone.scan"], "report_files", stop)
+    monkeypatch.setattr(sys.modules["geophone.diagnosis"], "report_files", stop)
     code, _, err = command(capsys, written(verb))
     assert (code, "Nothing was written" in err) == (130, True)
     assert everything(place) == before

@@ -14,6 +14,7 @@ from geophone.core.errors import GeophoneError, Unlabelled
 from geophone.core.types import UNLABELLED
 from geophone.data import ImageData, as_split, imagefolder, load
 from geophone.data.names import output_names
+from geophone.diagnosis import attack, compare_networks, scan
 from geophone.metrics import class_selectivity, eta_squared, participation_ratio
 from geophone.models.tap import record
 from geophone.probes.curves import eps_curve
@@ -22,7 +23,6 @@ from geophone.probes.layer_maps import similarity
 from geophone.probes.layers import measure
 from geophone.probes.pairs import compare
 from geophone.probes.survival import survival
-from geophone.scan import attack, compare_networks, scan
 from geophone.train import Standard, Training, fit
 
 N = 12

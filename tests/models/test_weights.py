@@ -15,10 +15,10 @@ from geophone.core.errors import GeophoneError
 from geophone.core.registry import DATASETS, MODELS, PERTURBATIONS, RECIPES, parse_call
 from geophone.core.rng import stream
 from geophone.data import as_split
+from geophone.diagnosis import attack, scan
 from geophone.models import load_model
 from geophone.models.run import first_bad_weight, logits_of
 from geophone.models.tap import layers_of, record
-from geophone.scan import attack, scan
 
 MAKER = """
 import torch

@@ -6,6 +6,7 @@ from torch import nn
 
 from geophone.core.errors import GeophoneError
 from geophone.data import synthetic
+from geophone.diagnosis import compare_networks, scan
 from geophone.models import SmallCNN, resnet20
 from geophone.models.tap import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
 from geophone.probes.checks import LayerAxes, checks
@@ -15,7 +16,6 @@ from geophone.probes.layer_maps import similarity
 from geophone.probes.layers import measure
 from geophone.probes.pairs import compare
 from geophone.probes.probe import measured
-from geophone.scan import compare_networks, scan
 from geophone.train import initialised
 
 

@@ -1,6 +1,7 @@
 """Arguments of what users call, checked against the annotations that declare them."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields
 from functools import wraps
@@ -8,8 +9,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
-
-import numpy as np
 
 from geophone.core.errors import GeophoneError, misfit, unknown
 
@@ -117,7 +116,8 @@ def _fits(value: Any, kind: Any) -> bool:
         each = _items(kind, len(value))
         return len(each) == len(value) and all(fits(one, item) for one, item in zip(value, each, strict=True))
     if kind is bool:
-        return isinstance(value, bool | np.bool_)
+        numpy = sys.modules.get("numpy")  # whoever gives one of its numbers has imported it
+        return isinstance(value, bool) or (numpy is not None and isinstance(value, numpy.bool_))
     if kind in (int, float):
         wanted = Integral if kind is int else Real
         return not (isinstance(value, bool) or _too_large(value)) and isinstance(value, wanted)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
@@ -29,14 +30,24 @@ class Registry(Generic[T]):
     A plug-in registers its things just as the package does; see `load_plugin`.
     """
 
-    def __init__(self, kind: str, plural: str) -> None:
+    def __init__(self, kind: str, plural: str, own: str = "") -> None:
+        """A registry whose own things are registered by the module `own`, which is imported when one is asked for."""
         self.kind, self.plural = kind, plural
+        self._own = own
         self._things: dict[str, T] = {}
         self._origins: dict[str, str] = {}
+
+    def fill(self) -> None:
+        """Import what registers the package's own things, if that was not done."""
+        if own := self._own:
+            self._own = ""  # first: while it is imported, it may be asked
+            import_module(own)
 
     def add(self, name: str, thing: T) -> T:
         """Register a thing. A name that is taken by another definition is an error."""
         origin = _loading[-1] if _loading else "geophone"
+        if origin != "geophone":
+            self.fill()  # so that the package's own are there first
         if name in self._things and self._origins[name] != origin:
             raise GeophoneError(
                 f"the {self.kind} {name!r} of {origin} is already there, from {self._origins[name]}: rename it."
@@ -52,30 +63,37 @@ class Registry(Generic[T]):
         return self.add(thing.__name__, thing)  # type: ignore[attr-defined]
 
     def __getitem__(self, name: str) -> T:
+        self.fill()
         check_is(str, f"its name as a text, such as {next(iter(self._things), '')!r}", **{f"this {self.kind}": name})
         if name not in self._things:
             raise unknown(self.kind, name, self._things, f"`geophone list {self.plural}` shows all of them.")
         return self._things[name]
 
     def __contains__(self, name: object) -> bool:
+        self.fill()
         return name in self._things
 
     def __iter__(self) -> Iterator[str]:
+        self.fill()
         return iter(self._things)
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Names and things, in order."""
+        self.fill()
         return iter(self._things.items())
 
     def __len__(self) -> int:
+        self.fill()
         return len(self._things)
 
     def origin(self, name: str) -> str:
         """Where a thing came from: "geophone", or the plug-in's file or distribution."""
+        self.fill()
         return self._origins[name]
 
     def summary(self, name: str) -> str:
         """The first line of a thing's docstring."""
+        self.fill()
         text = getattr(self[name], "doc", None) or inspect.getdoc(self[name])
         return text.splitlines()[0] if text else ""
 
@@ -118,6 +136,7 @@ class Registry(Generic[T]):
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Undo what is registered inside the block (for tests: registries are process-global)."""
+        self.fill()
         things, origins = dict(self._things), dict(self._origins)
         try:
             yield
@@ -217,13 +236,14 @@ def _fitting(value: Any, parameter: inspect.Parameter, text: str) -> Any:
     raise GeophoneError(f"{text}: {parameter.name} is {short(value)}; allowed is {' or '.join(allowed)}.")
 
 
-DATASETS: Registry[Callable[..., Any]] = Registry("data set", "data")
-MODELS: Registry[Callable[..., Any]] = Registry("model", "models")
-RECIPES: Registry[Callable[..., Any]] = Registry("recipe", "recipes")
-PERTURBATIONS: Registry[Callable[..., Any]] = Registry("perturbation", "perturbations")
-METRICS: Registry[Any] = Registry("metric", "metrics")
-STUDIES: Registry[Callable[..., Any]] = Registry("study", "studies")
-REGISTRIES = {r.plural: r for r in (DATASETS, MODELS, RECIPES, PERTURBATIONS, METRICS, STUDIES)}
+DATASETS: Registry[Callable[..., Any]] = Registry("data set", "data", "geophone.data")
+MODELS: Registry[Callable[..., Any]] = Registry("model", "models", "geophone.models")
+RECIPES: Registry[Callable[..., Any]] = Registry("recipe", "recipes", "geophone.train")
+PERTURBATIONS: Registry[Callable[..., Any]] = Registry("perturbation", "perturbations", "geophone.perturb")
+METRICS: Registry[Any] = Registry("metric", "metrics", "geophone.metrics")
+STUDIES: Registry[Callable[..., Any]] = Registry("study", "studies", "geophone.studies")
+PROBES: Registry[Callable[..., Any]] = Registry("probe", "probes", "geophone.probes")
+REGISTRIES = {r.plural: r for r in (DATASETS, MODELS, RECIPES, PERTURBATIONS, METRICS, STUDIES, PROBES)}
 
 _loading: list[str] = []
 _loaded: dict[Path, Any] = {}
@@ -269,6 +289,8 @@ def load_file(path: Path, kind: str) -> Any:
 @contextmanager
 def _importing(origin: str, what: str) -> Iterator[None]:
     """Mark what is registered inside the block as `origin`'s; any failure of that code becomes one clear error."""
+    for registry in REGISTRIES.values():
+        registry.fill()  # what is the package's own is not registered inside it
     _loading.append(origin)
     try:
         yield

@@ -10,7 +10,6 @@ from math import pi
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -70,6 +69,8 @@ def gabors(n: int, *, sf_min: float = 0.0, sf_max: float = 9.0, sf_corr: float =
     References:
         De Valois et al. 1982a, 1982b; Ringach 2002; Dapello et al. 2020, NeurIPS.
     """
+    from scipy.stats import norm
+
     edges = np.array([edge for edge in _FREQUENCY[0] if sf_min <= edge <= sf_max])
     if len(edges) < 2:
         raise GeophoneError(

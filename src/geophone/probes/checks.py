@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import polars as pl
 import torch
 from jaxtyping import Float
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from geophone.core.errors import GeophoneError, check_counts, plain
@@ -773,6 +772,8 @@ def _faintest(dtype: torch.dtype) -> float:
 
 def _by_chance(k: int, n: int, p: float) -> float:
     """Probability of k or more of n where each has probability p."""
+    from scipy.stats import binom
+
     return float(binom.sf(k - 1, n, p))
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from scipy.stats import t
 from torch import Tensor
 
 from geophone.core import table as tables
@@ -515,6 +514,8 @@ def _flaw(sums: Sums, layer: str, other: str) -> str:
 
 def _batch_rows(sums: Sums, measure: str, weights: str, seed: int) -> list[dict[str, Any]]:
     """All pairs by HSICs summed over batches, with the bootstrap over batches and the shuffled control."""
+    from scipy.stats import t
+
     sizes = torch.tensor(sums.sizes, dtype=torch.float64)
     each = torch.ones_like(sizes) if weights == "pairs" else 1 / (sizes * (sizes - 3))
     rng = np.random.default_rng(key(seed, "bootstrap over batches") % 2**63)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from geophone.core import table
 from geophone.core.progress import Stage
-from geophone.core.registry import REGISTRIES, Registry
+from geophone.core.registry import PROBES as PROBES
 from geophone.core.types import Batch, Model, Pair
 from geophone.data import Split, as_split
 from geophone.models.run import Subject, opened
@@ -27,9 +27,6 @@ SAVED_EVERY = 60.0
 
 Step = Callable[[int, Callable[[int], None]], Part]
 """Does the step of a number, and tells how many of its parts, as `Probe.costs` counts them, are done."""
-
-PROBES: Registry[Callable[..., Any]] = Registry("probe", "probes")
-REGISTRIES[PROBES.plural] = PROBES
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Survival:
         classes: Number of logits.
         draws: Draws of the network's noise that each gradient of each attack was averaged over; 1 for none, and for a
             network that is not stochastic.
-        problems: What looks wrong with network and data, in sentences: see `geophone.scan.attack`.
+        problems: What looks wrong with network and data, in sentences: see `geophone.diagnosis.attack`.
     """
 
     attacks: tuple[str, ...]

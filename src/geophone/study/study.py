@@ -5,11 +5,10 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from geophone.core.defaults import SIZES
 from geophone.core.errors import GeophoneError, unknown
 from geophone.core.registry import STUDIES, load_file
 from geophone.study.tasks import Job, Progress
-
-SIZES = ("demo", "small", "full")
 
 
 @runtime_checkable

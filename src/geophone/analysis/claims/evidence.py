@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 from geophone.analysis.inference import cluster_weights, exchanges, holm, permutation_p, rank_correlation
 
@@ -46,6 +45,8 @@ class Evidence(NamedTuple):
 
 def student(differences: Array, alpha: float = ALPHA) -> tuple[float | None, float | None, float | None]:
     """Mean with its two-sided Student t interval; no interval from one difference, nothing from none."""
+    from scipy.special import stdtrit
+
     n = len(differences)
     if n == 0:
         return None, None, None
@@ -62,6 +63,8 @@ def above_zero(columns: Array) -> Array:
     Where all rows of a column are the same there is no spread to judge by. Then it is the sign test's: 2^-n if they are
     above 0, else 1. So five seeds that agree to the last digit decide nothing, and six do.
     """
+    from scipy.special import stdtr
+
     n = len(columns)
     means, spread = columns.mean(axis=0), columns.std(axis=0, ddof=1)
     same = constant(columns)
@@ -78,6 +81,8 @@ def constant(columns: Array) -> NDArray[np.bool_]:
 
 def _bounds(columns: Array, alpha: float) -> Array:
     """How far a one-sided bound at `alpha` lies from each column's mean."""
+    from scipy.special import stdtrit
+
     n = len(columns)
     half: Array = stdtrit(n - 1, 1 - alpha) * columns.std(axis=0, ddof=1) / n**0.5
     return half
@@ -212,6 +217,8 @@ def correlated(
 
 def _students_p(x: Array, y: Array, held: Array, blocks: Sequence[object]) -> float:
     """Two-sided p-value of the partial rho of k block means, by t = rho·sqrt((k − 3)/(1 − rho²)), k − 3 degrees."""
+    from scipy.special import stdtr
+
     names = list(dict.fromkeys(blocks))
     members = [[i for i, block in enumerate(blocks) if block == name] for name in names]
     means = [np.array([values[each].mean() for each in members]) for values in (x, y, held)]

@@ -2,9 +2,6 @@
 
 from math import inf, sqrt
 
-from scipy.integrate import quad
-from scipy.stats import chi, norm
-
 from geophone.core.errors import GeophoneError
 
 
@@ -14,6 +11,8 @@ def point_capacity(kappa: float = 0.0) -> float:
     References:
         Gardner 1988, doi:10.1088/0305-4470/21/1/030.
     """
+    from scipy.stats import norm
+
     return float(1 / ((1 + kappa**2) * norm.cdf(kappa) + kappa * norm.pdf(kappa)))
 
 
@@ -35,6 +34,9 @@ def ball_capacity(radius: float, dimension: int, kappa: float = 0.0) -> float:
     References:
         Chung, Lee & Sompolinsky 2018, arXiv:1710.06487, section on balls.
     """
+    from scipy.integrate import quad
+    from scipy.stats import chi, norm
+
     if not 0 < radius < inf or dimension < 1 or dimension != int(dimension):
         raise GeophoneError(
             f"radius={radius}, dimension={dimension}: a ball has a finite radius above 0 and a whole dimension from 1."
@@ -56,6 +58,8 @@ def ball_capacity(radius: float, dimension: int, kappa: float = 0.0) -> float:
 
 def _second_moment(low: float, high: float, centre: float) -> float:
     """∫_low^high Dt (t − centre)², by partial integration."""
+    from scipy.stats import norm
+
     a, b = norm.pdf(low), norm.pdf(high)
     first = a * (low - 2 * centre) if low > -inf else 0.0
     last = b * (high - 2 * centre) if high < inf else 0.0

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from geophone.core.errors import GeophoneError
@@ -84,6 +83,8 @@ def span(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n r"]:
     What is left of a squared length counts as 0 below 8 n · 2⁻⁵² of the longest. Of points about their mean the last
     two pivots are equally long and opposite, so signs are chosen by a third moment, whatever the points' order.
     """
+    from scipy.linalg.lapack import dpstrf
+
     n = len(gram)
     least = 8 * n * torch.finfo(torch.float64).eps * float(gram.diagonal().max())
     factor, pivots, rank, _ = dpstrf(gram.numpy(), tol=least, lower=1)

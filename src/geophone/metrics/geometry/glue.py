@@ -13,7 +13,6 @@ from torch import Tensor
 
 from geophone.core.errors import GeophoneError, check_counts, unknown
 from geophone.core.rng import stream
-from geophone.metrics.geometry.active_set import project_some
 from geophone.metrics.geometry.clouds import about_mean, as_clouds, span
 from geophone.metrics.geometry.dichotomies import labels
 from geophone.metrics.geometry.nnls import ACCEPTED, from_points, in_threads, refuse_unsolved
@@ -325,6 +324,8 @@ def _project(
 
     Whatever the kernel leaves above `ACCEPTED` is solved again from the points themselves.
     """
+    from geophone.metrics.geometry.active_set import project_some
+
     gram, b = (unit @ unit.T).numpy(), (t @ unit.T).numpy()
     found, residual = np.zeros_like(b), np.zeros(len(b))
 

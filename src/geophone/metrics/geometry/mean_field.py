@@ -13,7 +13,6 @@ from geophone.core.arguments import checked
 from geophone.core.errors import GeophoneError, check_counts, unknown
 from geophone.core.rng import stream
 from geophone.metrics.geometry.clouds import as_clouds, by_label, projected
-from geophone.metrics.geometry.low_rank import fit_directions, mean_cosine
 from geophone.metrics.geometry.nnls import Cones, project_all, refuse_unsolved
 from geophone.stats.statistic import tensor_of
 
@@ -152,6 +151,8 @@ def manifold_geometry(
 
     >>> print(manifold_geometry([torch.randn(50, 500) + 3 * torch.randn(500) for _ in range(10)]))
     """
+    from geophone.metrics.geometry.low_rank import fit_directions, mean_cosine
+
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if not 0 <= kappa < float("inf"):

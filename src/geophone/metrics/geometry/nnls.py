@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor
 
 from geophone.core.errors import GeophoneError
-from geophone.metrics.geometry.active_set import solve_all
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -50,6 +48,8 @@ def nonnegative(gram: Array, b: Array) -> Array:
 
     Exact up to rounding (Lawson & Hanson 1974, chapter 23), O(m²) at each of the few steps that a program takes.
     """
+    from geophone.metrics.geometry.active_set import solve_all
+
     z = np.empty_like(b)
     solve_all(np.ascontiguousarray(gram), np.ascontiguousarray(b), TOLERANCE, z)
     return z
@@ -80,6 +80,8 @@ def project(generators: Float[Tensor, "r m"], points: Float[Tensor, "q r"]) -> C
 
 def from_points(generators: Array, point: Array, instead: Array) -> Array:
     """Multipliers by scipy's method, which takes no Gram matrix; others instead, where it gives up."""
+    from scipy.optimize import nnls
+
     try:
         found: Array = nnls(generators, point)[0]
     except RuntimeError:  # it has taken too many steps

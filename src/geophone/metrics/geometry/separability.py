@@ -12,7 +12,6 @@ from torch import Tensor
 
 from geophone.core.errors import GeophoneError
 from geophone.core.rng import stream
-from geophone.metrics.geometry.active_set import TOUCHING, held_out, nearest_points
 from geophone.metrics.geometry.clouds import about_mean, as_clouds, span
 from geophone.metrics.geometry.nnls import in_threads
 
@@ -90,6 +89,8 @@ def separabilities(
 
 
 def _separability(pair: tuple[Any, Any], folds: int, c: float, seed: int) -> Separability:
+    from geophone.metrics.geometry.active_set import held_out
+
     clouds = [cloud.cpu() for cloud in as_clouds(pair)]
     sizes = [len(cloud) for cloud in clouds]
     if not 2 <= folds <= min(sizes):
@@ -123,6 +124,8 @@ def hull_distance(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> float:
         x: Points, about their mean.
         side: ±1, both present.
     """
+    from geophone.metrics.geometry.active_set import nearest_points
+
     distance, _ = nearest_points(np.ascontiguousarray(x.numpy()), side, _TOLERANCE, False)
     return 0.0 if distance <= _least(x) else float(distance)
 
@@ -132,6 +135,8 @@ def separated(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> bool | None
 
     As `hull_distance`, but it stops at the first hyperplane that tells.
     """
+    from geophone.metrics.geometry.active_set import nearest_points
+
     distance, apart = nearest_points(np.ascontiguousarray(x.numpy()), side, 0.0, True)
     if apart:
         return True
@@ -139,4 +144,6 @@ def separated(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> bool | None
 
 
 def _least(x: Float[Tensor, "n r"]) -> float:
+    from geophone.metrics.geometry.active_set import TOUCHING
+
     return TOUCHING * float(x.norm(dim=1).max())

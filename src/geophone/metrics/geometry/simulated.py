@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 from torch import Tensor
 
 from geophone.core.errors import GeophoneError, check_counts
@@ -150,6 +149,8 @@ def _fewest(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> float:
 
 def _apart(x: Float[Tensor, "n r"], side: NDArray[np.float64]) -> bool:
     """Whether a hyperplane with a bias separates the sides."""
+    from scipy.optimize import linprog
+
     if len(np.unique(side)) == 1:
         return True
     if (sure := separated(x, side)) is not None:

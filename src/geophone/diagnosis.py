@@ -16,6 +16,7 @@ import torch
 from geophone.core import table
 from geophone.core.arguments import as_tuple, checked
 from geophone.core.checksums import json_bytes
+from geophone.core.defaults import CURVES_OF_A_SCAN, PERTURBATIONS_OF_A_SCAN
 from geophone.core.errors import GeophoneError, plain
 from geophone.core.files import LOCK, reserved, write_all
 from geophone.core.progress import Stage, Stages, Steps
@@ -34,10 +35,6 @@ from geophone.probes.layer_maps import MINIBATCH, LayerMap, same_memory
 from geophone.probes.layers import Layers
 from geophone.probes.probe import Probe, run, stage_of, summed
 from geophone.probes.survival import Robustness, Survival
-from geophone.report import report_files
-
-DEFAULT_PERTURBATIONS = "noise, corruption, FGSM, LinfPGD"
-DEFAULT_CURVES = "LinfAPGD(steps=20)"
 
 TABLE = Path("table", "scan.parquet")
 """Where the rows of a scan are, in its folder."""
@@ -70,11 +67,11 @@ class Scan:
 def scan(
     model: Model | str | Path,
     data: Any,
-    perturb: str | Sequence[Perturbation] = DEFAULT_PERTURBATIONS,
+    perturb: str | Sequence[Perturbation] = PERTURBATIONS_OF_A_SCAN,
     layers: Sequence[str] | None = None,
     out: str | Path | None = None,
     *,
-    curves: str | Sequence[Perturbation] = DEFAULT_CURVES,
+    curves: str | Sequence[Perturbation] = CURVES_OF_A_SCAN,
     also: Sequence[str] = (),
     factory: str | None = None,
     images: int | None = None,
@@ -142,11 +139,11 @@ def scan(
 
 @checked
 def scan_probes(
-    perturb: str | Sequence[Perturbation | str] = DEFAULT_PERTURBATIONS,
+    perturb: str | Sequence[Perturbation | str] = PERTURBATIONS_OF_A_SCAN,
     layers: Sequence[str] | None = None,
     also: Sequence[str] = (),
     *,
-    curves: str | Sequence[Perturbation | str] = DEFAULT_CURVES,
+    curves: str | Sequence[Perturbation | str] = CURVES_OF_A_SCAN,
     checks: bool = True,
     batch_size: int = 256,
     reduce: str | Reduce = "spatial_mean",
@@ -356,6 +353,8 @@ def _written(
     began: tuple[datetime, float],
 ) -> Scan:
     """The rows with their page, and both on disk where a folder is given."""
+    from geophone.report import report_files  # with what draws
+
     if folder is None or page is None:
         return Scan(rows, None)
     said = provenance(

@@ -170,7 +170,7 @@ def stop(*_, **__):
 def test_ctrl_c_while_the_page_is_made_leaves_an_earlier_one_as_it_was(place, capsys, verb, monkeypatch):
     assert command(capsys, written(verb))[0] == 0
     before = everything(place)
-    monkeypatch.setattr(sys.modules["geophone.diagnosis"], "report_files", stop)
+    monkeypatch.setattr("geophone.report.report_files", stop)
     code, _, err = command(capsys, written(verb))
     assert (code, "Nothing was written" in err) == (130, True)
     assert everything(place) == before
@@ -182,7 +182,7 @@ def test_ctrl_c_of_the_other_verbs(place, capsys, monkeypatch):
     code, _, err = command(capsys, "report done")
     assert (code, "Nothing was written; the same command begins anew" in err) == (130, True)
     assert everything(place) == before
-    monkeypatch.setattr("geophone.cli.run_study", stop)
+    monkeypatch.setattr("geophone.study.run_study", stop)
     code, _, err = command(capsys, "run tiny.py:Tiny")
     assert (code, "The same command continues where it stopped." in err) == (130, True)
     monkeypatch.setattr("geophone.cli.Table", stop)

@@ -11,7 +11,7 @@ from geophone.data import Split
 from geophone.diagnosis import attack, compare_networks
 from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfFAB, LinfPGD, LinfSquare, MatchedL2
 from geophone.perturb.cost import passes
-from geophone.probes import checks
+from geophone.probes import LayerMap, checks
 
 
 class Told(Watcher):
@@ -96,7 +96,9 @@ def test_the_other_verbs_do_too():
     assert whole(told.steps)
     assert len(told.steps) == 1 + 3 * 2 * 2 + 1
     told = Told()
-    compare_networks(Stubborn(), Stubborn(), images(20), layers=["relu"], perturb=FGSM(), batch_size=8, progress=told)
+    compare_networks(
+        Stubborn(), Stubborn(), images(20), LayerMap(layers=("relu",), batch_size=8), perturb=FGSM(), progress=told
+    )
     assert whole(told.steps)
     assert len(told.stages) == 8
 

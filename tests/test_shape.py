@@ -32,6 +32,7 @@ LONG = "".join(f"    x{i} = {i}\n" for i in range(81))
         (SHAPE.many_parameters, f"def f({MANY[4:]}): pass", False),
         (SHAPE.many_parameters, f"def _f({MANY}): pass", False),
         (SHAPE.many_parameters, f"@cli.command()\ndef f({MANY}): pass", False),
+        (SHAPE.many_parameters, f"@MODELS.register\ndef f({MANY}): pass", False),
         (SHAPE.long_functions, f"def f():\n{LONG}", True),
         (SHAPE.long_functions, f"class C:\n  def f(self):\n{LONG}", True),
         (SHAPE.long_functions, f'def f():\n    """{LONG}"""\n    return 1', False),

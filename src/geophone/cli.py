@@ -389,24 +389,24 @@ def compare_command(
 ) -> None:
     """Compare the layers of MODEL_A and MODEL_B on DATA: all with all, as heat maps; given as for `geophone scan`."""
     from geophone.diagnosis import compare_networks
-    from geophone.models.tap import REDUCTIONS
-    from geophone.probes.layer_maps import same_memory
+    from geophone.probes.layer_maps import LayerMap, same_memory
 
     with followed("comparing") as watcher:
+        asked = LayerMap(
+            tuple(_names(measures) or ()),
+            layers=None if layers is None else tuple(_names(layers) or ()),
+            others=None if others is None else tuple(_names(others) or ()),
+            reduce=reduce or same_memory,
+            batch_size=batch_size,
+            points=points,
+        )
         found = compare_networks(
-            *(first, second, data),
-            measures=_names(measures),
-            layers=_names(layers),
-            others=_names(others),
-            out=out,
+            *(first, second, data, asked, out),
             perturb=perturb,
             factory=factory,
             images=images,
-            batch_size=batch_size,
-            reduce=REDUCTIONS[reduce] if reduce else same_memory,
-            points=points,
-            seed=seed,
             device=device,
+            seed=seed,
             progress=watcher,
         )
     _warn(found.problems)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from geophone.data import ImageData, Split, as_split, load
 from geophone.metrics import default_metrics
 from geophone.models import load_model
 from geophone.models.run import need_labels, opened, usable_device
-from geophone.models.tap import Reduce, spatial_mean
+from geophone.models.tap import Reduce, reduction, spatial_mean
 from geophone.probes.checks import AVERAGING, AttackChecks, LayerAxes, ModelChecks, other_classes, table_checks
 from geophone.probes.curves import Curves, with_radius
 from geophone.probes.judge import named_attacks
-from geophone.probes.layer_maps import MINIBATCH, LayerMap, same_memory
+from geophone.probes.layer_maps import LayerMap
 from geophone.probes.layers import Layers
 from geophone.probes.probe import Probe, run, stage_of, summed
 from geophone.probes.survival import Robustness, Survival
@@ -260,18 +259,13 @@ def compare_networks(
     first: Model | str | Path,
     second: Model | str | Path,
     data: Any,
-    measures: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
-    others: Sequence[str] | None = None,
+    layer_map: LayerMap | None = None,
     out: str | Path | None = None,
     *,
     perturb: str | Perturbation | None = None,
     factory: str | None = None,
     images: int | None = None,
     device: str | None = None,
-    batch_size: int = 256,
-    reduce: Reduce = same_memory,
-    points: int | None = 1000,
     seed: int = 0,
     progress: Steps | None = None,
 ) -> Scan:
@@ -281,17 +275,14 @@ def compare_networks(
         first: As for `scan`.
         second: As for `scan`.
         data: As for `scan`.
-        measures: As for `similarity`.
-        layers: Of the first network: names or shell patterns.
-        others: Of the second; default `layers`.
+        layer_map: Measures, layers and the like, as `similarity` explains them, such as `LayerMap(("cka",))`. By
+            default minibatch CKA of all layers. Measures such as CCA need a mean over space,
+            `reduce="spatial_mean"`, to have fewer units than images. Its perturbation is left out.
         out: As for `scan`.
         perturb: One perturbation, as code or an object: both networks are then also compared with themselves under it.
         factory: What makes a network that is given as a weights file.
         images: How many images, class-balanced; default all.
         device: Where to run; default where the networks are.
-        batch_size: Images per batch.
-        reduce: As for `similarity`; measures such as CCA need a mean over space, to have fewer units than images.
-        points: As for `similarity`.
         seed: Keys everything random.
         progress: As for `scan`.
 
@@ -306,27 +297,20 @@ def compare_networks(
         theirs, _, _ = _opened(second, source, factory, images, device or str(device_of(ours)))
         names = _labels(first, second)
         dataset = source.name if isinstance(source, ImageData) else "data"
+        layer_map = layer_map or LayerMap()
+        layers = layer_map.layers
         jobs = [{"job": f"scan {i}", "dataset": dataset, "model": label} for i, label in enumerate(names, start=1)]
-        of_layers = partial(
-            LayerMap,
-            (MINIBATCH,) if measures is None else as_tuple(measures),
-            reduce=reduce,
-            batch_size=batch_size,
-            points=points,
-        )
         asked: list[_Ask] = []
-        for model, own, columns in zip((ours, theirs), (layers, others or layers), jobs, strict=True):
-            label, recorded = columns["model"], None if own is None else as_tuple(own)
-            right = Layers(layers=recorded, metrics=("accuracy",), batch_size=batch_size)
+        for model, own, columns in zip((ours, theirs), (layers, layer_map.others or layers), jobs, strict=True):
+            label = columns["model"]
+            right = Layers(layers=own, metrics=("accuracy",), batch_size=layer_map.batch_size)
             asked.append(_Ask((model,), right, columns, f"{label}: accuracy"))
-            if reduce in AVERAGING:
-                asked.append(_Ask((model,), LayerAxes(recorded, reduce), columns))
+            if reduction(layer_map.reduce) in AVERAGING:
+                asked.append(_Ask((model,), LayerAxes(own, layer_map.reduce), columns))
             for each in (None, perturb)[: 1 + (perturb is not None)]:
-                probe = of_layers(layers=recorded, perturbation=each)
+                probe = replace(layer_map, layers=own, others=None, perturbation=each)
                 asked.append(_Ask((model,), probe, columns, f"{label}: {_told(each)}"))
-        both = of_layers(
-            layers=None if layers is None else as_tuple(layers), others=None if others is None else as_tuple(others)
-        )
+        both = replace(layer_map, perturbation=None)
         beside = {**jobs[0], "perturbation": f"beside {names[1]}"}
         asked.append(_Ask((ours, theirs), both, beside, "one beside the other"))
         rows, stages = _measured(asked, split.near(ours), seed, progress)

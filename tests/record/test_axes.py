@@ -9,6 +9,7 @@ from geophone.data import synthetic
 from geophone.diagnosis import compare_networks, scan
 from geophone.models import SmallCNN, resnet20
 from geophone.models.tap import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
+from geophone.probes import LayerMap
 from geophone.probes.checks import LayerAxes, checks
 from geophone.probes.exemplars import exemplar_manifolds
 from geophone.probes.gradients import input_gradients
@@ -318,7 +319,7 @@ def test_the_check(split):
 
 def test_the_page_says_so(tmp_path, split):
     net = initialised(Patches, 0)
-    sides = compare_networks(net, net, split, out=tmp_path / "sides.html", reduce=spatial_mean)
+    sides = compare_networks(net, net, split, LayerMap(reduce=spatial_mean), tmp_path / "sides.html")
     found = scan(net, split, "GaussianNoise(std=0.1)", out=tmp_path / "scan.html", curves="")
     for page in (sides.report, found.report):
         assert "Measure these layers with --reduce token_mean" in page.read_text()

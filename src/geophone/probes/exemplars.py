@@ -154,12 +154,10 @@ def exemplar_manifolds(
     exemplars: int = 50,
     copies: int = 50,
     features: int = 1000,
-    n_t: int = 300,
-    kappa: float = 0.0,
-    n_reps: int = 10,
     seed: int = 0,
     columns: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **fit: Any,
 ) -> pl.DataFrame:
     """Geometry of exemplar manifolds, and how far they lie from the clean image's; returns rows of the table.
 
@@ -197,12 +195,11 @@ def exemplar_manifolds(
         exemplars: P, at least 2.
         copies: M, at least 2.
         features: To how many dimensions a larger layer is projected.
-        n_t: Gaussian samples a manifold.
-        kappa: Margin.
-        n_reps: Starts of the fit of the directions that the clouds' centres share.
         seed: Keys the draws, the network's noise, the projections and the samples.
         columns: Values for the table's columns job, dataset, model, recipe, seed and epoch.
         progress: Called with (steps done, steps in all).
+        fit: Of the geometry's fit: n_t (300), Gaussian samples a manifold; kappa (0), the margin; n_reps (10), starts
+            of the fit of the directions that the clouds' centres share.
 
     Raises:
         GeophoneError: too few images or copies, bad images or labels, unknown layers, or perturbations of a network
@@ -216,7 +213,8 @@ def exemplar_manifolds(
     probe = Exemplars(
         as_tuple(perturbations),
         None if layers is None else as_tuple(layers),
-        *(exemplars, copies, features, n_t, kappa, n_reps),
+        *(exemplars, copies, features),
+        **fit,
     )
     return measured(probe, model, data, seed=seed, columns=columns, progress=progress)
 

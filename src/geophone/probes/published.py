@@ -33,7 +33,6 @@ def published(
     images: int | None = None,
     root: Path | str | None = None,
     classes: Path | str | Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
     metrics: Sequence[str] = ("accuracy", "margin", "loss"),
     columns: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -60,11 +59,11 @@ def published(
         root: Folder in which the set is looked for first.
         classes: Of Tiny-ImageNet-C and ImageNet-C, where the network's outputs are not the folders in their sorted
             order: as for `imagefolder`.
-        layers: As for `measure`. Nothing is recorded unless a metric asks for it.
         metrics: Names of metrics; default those of the whole network.
         columns: Values for the table's columns; `dataset` is `data` unless it is given here.
         progress: Called with (files done, files in all).
-        options: The rest of what `measure` takes: `batch_size`, `reduce`, `seed`.
+        options: The rest of what `measure` takes: `layers`, of which none is recorded unless a metric asks for it,
+            `batch_size`, `reduce`, `seed`.
 
     Raises:
         GeophoneError: an unknown set, files that are missing or broken, clean images that are not those of the set, a
@@ -85,8 +84,8 @@ def published(
     if pairs and clean is None:
         raise GeophoneError(f"the metric {pairs[0]!r} compares with clean images: give them as `clean`.")
     if set(reads.values()) == {"logits"}:
-        layers = ()
-    given = {"layers": layers, "metrics": metrics, "columns": {"dataset": data, **(columns or {})}, **options}
+        options["layers"] = ()
+    given = {"metrics": metrics, "columns": {"dataset": data, **(columns or {})}, **options}
     base = None if clean is None else _part(as_split(clean), images)
     found: list[pl.DataFrame] = []
     for place, corruption in enumerate(corruptions):

@@ -32,7 +32,7 @@ def part(data: Batch | Pair, rows: Int[Tensor, " m"]) -> Batch | Pair:
     return Batch(data.x[rows], data.y[rows], data.index[rows])
 
 
-def merges_to_the_whole(statistic: type[Any], data: Batch | Pair, parts: Sequence[Int[Tensor, " m"]]) -> None:
+def merges_to_the_whole(statistic: type[Any], data: Batch | Pair, parts: Sequence[Tensor]) -> None:
     """The sum of the parts' statistics is the statistic of all examples, whatever the parts and their order.
 
     Raises:

@@ -31,7 +31,7 @@ def test_a_broken_kernel_is_seen(monkeypatch):
     def does_nothing(gram, b, signs, owner, rows, tolerance, found, residual):
         residual[rows] = 1.0
 
-    monkeypatch.setattr(module, "project_some", does_nothing)
+    monkeypatch.setattr("geophone.metrics.geometry.active_set.project_some", does_nothing)
     with pytest.raises(AssertionError, match="left a program to scipy"):
         glue(clouds(3, 4, 12), n_t=5)
 

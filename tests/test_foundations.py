@@ -124,7 +124,7 @@ def test_plugins_are_marked_and_may_not_take_a_name(tmp_path):
 
 PRECISIONS = """
 import contextlib, os, torch, warnings
-from geophone.core.types import deterministic, full_precision
+from geophone.models.run import deterministic, full_precision
 backends = torch.backends
 {switch}
 

@@ -26,6 +26,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/count_shape.py
 
 bench: $(STAMP)  ## ratios in one process, see benchmarks/RECORDS.md
 	$(BIN)/python -m benchmarks

@@ -13,13 +13,13 @@ from benchmarks.corruptions import corruptions
 from benchmarks.gradients import gradients
 from benchmarks.manifolds import manifolds
 from benchmarks.similarity import similarities
+from geophone.core.rng import stream
+from geophone.core.types import describe
 from geophone.data import ImageData, Split, fashion_mnist_mini
-from geophone.measure import measure
 from geophone.models import resnet20, small_cnn
 from geophone.perturb import GaussianNoise
-from geophone.rng import stream
+from geophone.probes.layers import measure
 from geophone.train import AugMix, Corrupted, SelectivityRegularised, Standard, Training, fit, initialised
-from geophone.types import describe
 
 
 def network(data: ImageData, device: str, make=resnet20) -> nn.Module:

@@ -4,10 +4,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.compare import HEAD, ratio
+from geophone.core.types import describe
 from geophone.data import ImageData, fashion_mnist_mini
 from geophone.models import small_cnn
 from geophone.train import Adversarial, FastAdversarial, Mart, Trades, Training, fit, initialised
-from geophone.types import describe
 
 
 def adversarial(repeats: int, device: str) -> None:

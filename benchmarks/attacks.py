@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.compare import HEAD, ratio
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import draws
+from geophone.core.types import Batch
 from geophone.data import ImageData, Split, fashion_mnist_mini
-from geophone.errors import GeophoneError
 from geophone.models import resnet20, small_cnn
 from geophone.models.load import import_torchvision
+from geophone.models.run import evaluating
 from geophone.perturb import LinfAPGD, LinfPGD
 from geophone.perturb.attacks.fold import folded
-from geophone.rng import draws
-from geophone.robustness import eps_curve, survival
+from geophone.probes.curves import eps_curve
+from geophone.probes.survival import survival
 from geophone.train import Standard, Training, fit, initialised
-from geophone.types import Batch, evaluating
 
 STEPS = 20
 

@@ -1,4 +1,4 @@
-"""How often every rule of `geophone.claims` decides falsely at its boundary, simulated; see docs/statistics.md.
+"""How often every rule of `geophone.analysis.claims` decides falsely at its boundary; see docs/statistics.md.
 
 At a boundary the claim does not hold and its contrary does not either, by as little as can be, so that either verdict
 is an error. The level of both together is 5 %. Each row is seeded by its name.
@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 from scipy.stats import beta
 
-from geophone.claims.evidence import (
+from geophone.analysis.claims.evidence import (
     ALPHA,
     Array,
     Evidence,
@@ -23,7 +23,7 @@ from geophone.claims.evidence import (
     slopes,
     two_sided,
 )
-from geophone.relate import holm
+from geophone.analysis.inference import holm
 
 RUNS, RESAMPLES = 3000, 200
 STEP = 1 / 500

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.compare import seconds
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import draws
+from geophone.core.types import Perturbation
 from geophone.perturb.corruptions.base import SEVERITIES, preset_for
-from geophone.registry import PERTURBATIONS
-from geophone.rng import draws
-from geophone.types import Perturbation
 
 SIZES = {32: (64, 10_000), 64: (16, 512), 224: (2, 24)}
 """For each side: how many images the reference is timed on, one by one, and how many ours, in one call on a CPU."""

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from benchmarks.compare import HEAD, ratio, seconds
 from geophone.data import Split, fashion_mnist_mini
-from geophone.gradients import input_gradients
 from geophone.models import resnet20, small_cnn
-from geophone.record import tap
+from geophone.models.tap import tap
+from geophone.probes.gradients import input_gradients
 from geophone.train import initialised
 
 _NAIVE = 4  # images that the time of the naive loop is worked out from

@@ -20,9 +20,9 @@ import torch
 from scipy.optimize import linprog
 
 from benchmarks import reference_manifolds as reference
-from geophone.geometry import ManifoldGeometry, manifold_geometry, mean_field
 from geophone.metrics import participation_ratio
 from geophone.metrics.dimensionality import components
+from geophone.metrics.geometry import ManifoldGeometry, manifold_geometry, mean_field
 from geophone.stats import Moments
 
 Array = np.ndarray
@@ -240,7 +240,7 @@ def growing(name: str, clocks: Sequence[Clock]) -> str:
 
 def joint(repeats: int, quick: bool) -> None:
     """A sample of GLUE: one program with all points of all manifolds."""
-    from geophone.geometry.glue import glue
+    from geophone.metrics.geometry.glue import glue
 
     say(head("GLUE, a sample: P, M, N", "cvxopt, CPU ms", "ours", "times as fast", "capacities (samples)"))
     for p, m, n in ((2, 200, 300), (8, 60, 300), (10, 50, 300)):
@@ -278,8 +278,8 @@ def projected_out(z: Array, t: Array) -> Array:
 
 def separations(repeats: int) -> None:
     """A simulated dichotomy: can a hyperplane with a bias tell the manifolds of both labels apart?"""
-    from geophone.geometry.separability import separated
-    from geophone.geometry.simulated import simulated_capacity
+    from geophone.metrics.geometry.separability import separated
+    from geophone.metrics.geometry.simulated import simulated_capacity
 
     say(
         head(
@@ -363,8 +363,8 @@ def on_cuda(repeats: int) -> None:
 
 def first_call() -> None:
     """The kernels of all that is timed."""
-    from geophone.geometry.glue import glue
-    from geophone.geometry.simulated import simulated_capacity
+    from geophone.metrics.geometry.glue import glue
+    from geophone.metrics.geometry.simulated import simulated_capacity
 
     small = clouds(6, 60, 12)
     start = time.perf_counter()

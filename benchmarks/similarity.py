@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.compare import HEAD, ratio
+from geophone.core.rng import stream
 from geophone.data import Split, fashion_mnist_mini
 from geophone.models import resnet20, wide_resnet
-from geophone.record import flatten, tap
-from geophone.rng import stream
-from geophone.similarity import similarity
-from geophone.study.similarity import OF_WIDE
+from geophone.models.tap import flatten, tap
+from geophone.probes.layer_maps import similarity
+from geophone.studies.similarity import OF_WIDE
 from geophone.train import initialised
 
 Tool = Callable[[nn.Module, Split, list[str], int], np.ndarray]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import geophone  # noqa: F401
-from geophone.registry import REGISTRIES
+from geophone.core.registry import REGISTRIES
 
 TARGET = Path(__file__).parents[1] / "docs" / "catalogue.md"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geophone.core.files import replacing, write_text
 from geophone.data.arrays import MINI
-from geophone.data.idx import FILES, SETS, read_checked
-from geophone.data.split import make_split
-from geophone.files import replacing, write_text
+from geophone.data.dataset import make_split
+from geophone.data.images.idx import FILES, SETS, read_checked
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from geophone import table as tables
-from geophone.claims import Claim, Measure, judge, read_claims, write_claims
-from geophone.claims.evidence import student
-from geophone.errors import GeophoneError
-from geophone.relate import networks
+from geophone.analysis.claims import Claim, Measure, judge, read_claims, write_claims
+from geophone.analysis.claims.evidence import student
+from geophone.analysis.relate import networks
+from geophone.core import table as tables
+from geophone.core.errors import GeophoneError
 from geophone.report import write_report
 from geophone.report.words import measure
 from geophone.study import find_study

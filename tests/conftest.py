@@ -5,12 +5,11 @@ from contextlib import ExitStack
 import pytest
 from jaxtyping import install_import_hook
 
-with install_import_hook("geophone", "beartype.beartype"):
-    import geophone  # noqa: F401
+install_import_hook("geophone", "beartype.beartype")  # for good: modules are imported when they are first used
 
-import torch
+import torch  # noqa: E402
 
-from geophone.registry import REGISTRIES
+from geophone.core.registry import REGISTRIES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

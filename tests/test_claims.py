@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.stats import binom, norm
+from scipy.stats import t as t_distribution
 
 from benchmarks import claims as boundaries
-from geophone.claims import (
+from geophone.analysis.claims import (
     CLAIM_SCHEMA,
     AtHalf,
     Best,
@@ -28,13 +29,14 @@ from geophone.claims import (
     judge,
     measured,
     measures,
+    power,
     read_claims,
     rules,
     seeds_needed,
     units_needed,
     write_claims,
 )
-from geophone.claims.evidence import (
+from geophone.analysis.claims.evidence import (
     ALPHA,
     Evidence,
     above_zero,
@@ -47,14 +49,14 @@ from geophone.claims.evidence import (
     student,
     two_sided,
 )
-from geophone.claims.judge import joint
-from geophone.claims.measures import NoRows, half_levels
-from geophone.claims.rules import CONTRADICTED, NOT_DECIDED, SUPPORTED, Outcome
-from geophone.errors import GeophoneError
-from geophone.table import frame
+from geophone.analysis.claims.judge import joint
+from geophone.analysis.claims.measures import NoRows, half_levels
+from geophone.analysis.claims.rules import CONTRADICTED, NOT_DECIDED, SUPPORTED, Outcome
+from geophone.core.errors import GeophoneError
+from geophone.core.table import frame
 
 Patch = pytest.MonkeyPatch
-judging = import_module("geophone.claims.judge")  # the package has a function of this name
+judging = import_module("geophone.analysis.claims.judge")  # the package has a function of this name
 CLEAN = {"family": "clean", "perturbation": "clean", "level": 0.0}
 ACCURACY = Measure("accuracy")
 SELECTIVITY = Measure("class_selectivity")
@@ -119,8 +121,8 @@ def test_seeds_needed_give_the_power_in_simulation() -> None:
     for n in (4, 5):
         d = rng.normal(2.0, 1.0, size=(20_000, n))
         t = d.mean(axis=1) / d.std(axis=1, ddof=1) * n**0.5
-        rate = (np.abs(t) > rules.t.ppf(0.975, n - 1)).mean()
-        assert rate == pytest.approx(rules._power(n, 2.0, 0.05), abs=0.014)
+        rate = (np.abs(t) > t_distribution.ppf(0.975, n - 1)).mean()
+        assert rate == pytest.approx(power._power(n, 2.0, 0.05), abs=0.014)
         assert (rate > 0.8) == (n == seeds_needed(2.0, 0.8))
 
 
@@ -515,7 +517,7 @@ def test_the_interval_of_a_least_favourable_step_has_ends_of_two_kinds() -> None
     value, low, _ = student(d)
     assert (row["value"], row["low"]) == pytest.approx((value, low), abs=1e-12)
     assert row["high"] == pytest.approx(student(d, 0.05 / 3)[2], abs=1e-12)
-    half = rules.t.ppf(1 - 0.05 / 6, 7) * d.std(ddof=1) / 8**0.5
+    half = t_distribution.ppf(1 - 0.05 / 6, 7) * d.std(ddof=1) / 8**0.5
     assert row["high"] == pytest.approx(d.mean() + half, abs=1e-12)
 
 

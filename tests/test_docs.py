@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geophone.registry import REGISTRIES
+from geophone.core.registry import REGISTRIES
 from geophone.study import find_study
 from geophone.testing.contracts import broken_contracts
 

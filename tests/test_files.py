@@ -14,9 +14,9 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from geophone import files, table
-from geophone.errors import GeophoneError, plain
-from geophone.files import replacing, reserved, write_all, write_text
+from geophone.core import files, table
+from geophone.core.errors import GeophoneError, plain
+from geophone.core.files import replacing, reserved, write_all, write_text
 
 LIMIT = 100_000  # bytes
 
@@ -140,8 +140,8 @@ def test_another_process_is_kept_out_until_the_block_ends(tmp_path):
     code = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from geophone.errors import GeophoneError
-        from geophone.files import reserved
+        from geophone.core.errors import GeophoneError
+        from geophone.core.files import reserved
         try:
             with reserved(Path(sys.argv[1]), Path(sys.argv[2])):
                 print("in")

@@ -12,13 +12,15 @@ import polars as pl
 import pytest
 import torch
 
-from geophone import table
-from geophone.data.split import divided
-from geophone.errors import GeophoneError
-from geophone.files import replacing, write_text
-from geophone.registry import METRICS, PERTURBATIONS, RECIPES, load_plugin, parse_call
-from geophone.rng import Draws, draws, key, stream
-from geophone.types import describe, deterministic, family_name, level_of
+from geophone.core import table
+from geophone.core.errors import GeophoneError
+from geophone.core.files import replacing, write_text
+from geophone.core.registry import METRICS, PERTURBATIONS, RECIPES, load_plugin, parse_call
+from geophone.core.rng import Draws, draws, key, stream
+from geophone.core.types import describe
+from geophone.data.dataset import divided
+from geophone.models.run import deterministic
+from geophone.perturb.parse import family_name, level_of
 
 # --- randomness ---
 
@@ -122,7 +124,7 @@ def test_plugins_are_marked_and_may_not_take_a_name(tmp_path):
 
 PRECISIONS = """
 import contextlib, os, torch, warnings
-from geophone.types import deterministic, full_precision
+from geophone.models.run import deterministic, full_precision
 backends = torch.backends
 {switch}
 

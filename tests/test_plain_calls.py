@@ -19,7 +19,7 @@ from torch import nn
 
 import geophone
 from geophone import GeophoneError
-from geophone.claims import Increasing, Measure
+from geophone.analysis.claims import Increasing, Measure
 from geophone.data import synthetic
 from geophone.perturb import GaussianNoise, LinfPGD
 from geophone.stats import Moments
@@ -160,6 +160,7 @@ RIGHT: dict[str, Callable[[], dict[str, Any]]] = {
     "relate": lambda: {"table": table_of_noise()},
     "run_study": lambda: {"study": None, "out": "nowhere"},
     "scan": lambda: {"model": net(), "data": IMAGES, "perturb": NOISE, "checks": False},
+    "scan_probes": lambda: {},
     "scores": lambda: {"table": table_of_noise()},
     "similarity": lambda: {"first": X, "second": X, "resamples": 2, "shuffles": 2},
     "survival": lambda: {"model": net(), "data": IMAGES, "attacks": [ONE]},

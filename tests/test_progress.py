@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import checks, scan
+from geophone import scan
+from geophone.core.progress import Stage, Stages, Watcher
+from geophone.core.rng import draws
 from geophone.data import Split
+from geophone.diagnosis import attack, compare_networks
 from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfFAB, LinfPGD, LinfSquare, MatchedL2
 from geophone.perturb.cost import passes
-from geophone.progress import Stage, Stages, Watcher
-from geophone.rng import draws
-from geophone.scan import attack, compare_networks
+from geophone.probes import LayerMap, checks
 
 
 class Told(Watcher):
@@ -81,7 +82,7 @@ def test_a_scan_tells_the_whole_work_from_the_start():
     scan(Stubborn(), images(20), "GaussianNoise", progress=told, **QUICK)
     assert whole(told.steps)
     names = [name for name, _ in told.stages]
-    assert names == ["measuring", "curves", "checks", "checks by attacks", "the page"]
+    assert names == ["measuring", "curves over eps", "checks", "checks by attacks", "the page"]
     inside = [b - a for (_, a), (_, b) in zip(told.stages, told.stages[1:], strict=False)]
     assert all(count >= 3 for count in (inside[0], inside[1], inside[3]))  # within the long stages it goes on
     scan(Stubborn(), images(20), "GaussianNoise", checks=False, progress=lambda *at: plain.append(at), **QUICK)
@@ -95,7 +96,9 @@ def test_the_other_verbs_do_too():
     assert whole(told.steps)
     assert len(told.steps) == 1 + 3 * 2 * 2 + 1
     told = Told()
-    compare_networks(Stubborn(), Stubborn(), images(20), layers=["relu"], perturb=FGSM(), batch_size=8, progress=told)
+    compare_networks(
+        Stubborn(), Stubborn(), images(20), LayerMap(layers=("relu",), batch_size=8), perturb=FGSM(), progress=told
+    )
     assert whole(told.steps)
     assert len(told.stages) == 8
 
@@ -107,7 +110,7 @@ def test_checks_by_attacks_take_the_batch_size_and_tell_their_progress():
     assert whole([(0, told.steps[0][1]), *told.steps])
     assert len(told.steps) >= 10
     whole_steps = told.steps[-1][1]
-    assert 100 * whole_steps == checks.check_passes(100)[1]
+    assert 100 * whole_steps == sum(checks.AttackChecks().costs(images(100)))
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from geophone import table as tables
+from geophone.analysis.scores import STANDARD, scores
+from geophone.core import table as tables
+from geophone.core.errors import GeophoneError
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.measure import measure
 from geophone.metrics import accuracy
-from geophone.published import published
-from geophone.scores import STANDARD, scores
+from geophone.probes.layers import measure
+from geophone.probes.published import published
 
 N, CLASSES = 12, 10
 CLEAN = np.random.default_rng(2).integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
@@ -164,7 +164,7 @@ def test_scores_take_the_rows_as_they_are(root: Path, model: nn.Module, clean: S
 def test_layers_are_recorded_only_if_a_metric_asks(
     root: Path, model: nn.Module, clean: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = import_module("geophone.published")
+    room = import_module("geophone.probes.published")
     asked: list[Any] = []
 
     def spy(*arguments: Any, **named: Any) -> pl.DataFrame:

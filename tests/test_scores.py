@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from geophone import table as tables
-from geophone.errors import GeophoneError
+from geophone.analysis.scores import EXTRA, GROUPS, SCORE_SCHEMA, STANDARD, scores, source_of, type_of, without_source
+from geophone.core import table as tables
+from geophone.core.errors import GeophoneError
+from geophone.core.table import frame
 from geophone.metrics.outcomes import wilson
-from geophone.scores import EXTRA, GROUPS, SCORE_SCHEMA, STANDARD, scores, source_of, type_of, without_source
-from geophone.table import frame
 
-room = import_module("geophone.scores")  # the module, which has a function of its name
+room = import_module("geophone.analysis.scores")  # the module, which has a function of its name
 
 Accuracies = Mapping[tuple[str, float], float]
 
@@ -491,9 +491,9 @@ def test_extra_types_need_not_be_in_both() -> None:
 
 def test_scores_work_without_torch() -> None:
     """In a package without its `__init__`, which imports everything."""
-    folder = Path(tables.__file__).parent
+    folder = Path(tables.__file__).parents[1]
     code = (
         "import sys, types; package = types.ModuleType('geophone'); package.__path__ = [sys.argv[1]];"
-        "sys.modules['geophone'] = package; import geophone.scores; sys.exit('torch' in sys.modules)"
+        "sys.modules['geophone'] = package; import geophone.analysis.scores; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0

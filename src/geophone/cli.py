@@ -6,26 +6,22 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import geophone
-from geophone.errors import GeophoneError, plain, unknown
-from geophone.files import replacing, reserved
+from geophone.core.defaults import CURVES_OF_A_SCAN, PERTURBATIONS_OF_A_SCAN, SIZES
+from geophone.core.errors import GeophoneError, plain, unknown
+from geophone.core.files import replacing, reserved
+from geophone.core.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
 from geophone.following import followed, followed_study
-from geophone.record import REDUCTIONS
-from geophone.registry import PERTURBATIONS, REGISTRIES, STUDIES, Registry, load_entry_points, load_plugin
-from geophone.report import write_report
-from geophone.robustness import Survival
-from geophone.scan import DEFAULT_CURVES, DEFAULT_PERTURBATIONS, attack, compare_networks, scan
-from geophone.similarity import same_memory
-from geophone.study import find_study, process_executor, ray_executor, run_study
-from geophone.study.job import Progress
-from geophone.study.studies import SIZES
+
+if TYPE_CHECKING:  # what needs torch is imported by the commands that use it, so that --help answers at once
+    from geophone.probes.survival import Survival
+    from geophone.study.tasks import Progress
 
 
 class Names(click.Command):
@@ -67,8 +63,28 @@ plugin_option = click.option(
     is_eager=True,
     callback=_load,
     metavar="FILE",
-    help="A Python file that registers metrics, perturbations, recipes, models, data or studies. May be repeated.",
+    help="A Python file that registers metrics, perturbations, recipes, models, data, studies or probes. "
+    "May be repeated.",
 )
+
+
+class Reduction(click.ParamType):
+    """A reduction's name: a choice of those that there are, which are looked up when one is given or help is shown."""
+
+    name = "reduction"
+
+    def _choice(self) -> click.Choice[str]:
+        from geophone.models.tap import REDUCTIONS
+
+        return click.Choice(list(REDUCTIONS))
+
+    def get_metavar(self, *of: Any, **more: Any) -> str | None:
+        """The names."""
+        return self._choice().get_metavar(*of, **more)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """One of the names, or click's error."""
+        return self._choice().convert(value, param, ctx)
 
 
 MOST = 2**31 - 1
@@ -144,6 +160,9 @@ def run(
     STUDY is a name from `geophone list studies` or a Python file that registers one. Interrupted at any moment, the
     same command continues and ends with the same table.
     """
+    from geophone.report import write_report
+    from geophone.study import find_study, run_study
+
     chosen = _switches(switches)
     name, made = find_study(study, size, _seeds(seeds), chosen)
     folder = out or Path("runs") / "-".join((name, size, *chosen.values()))
@@ -172,14 +191,17 @@ def run(
 @factory_option
 @layers_option
 @click.option(
-    "--perturb", default=DEFAULT_PERTURBATIONS, show_default=True, help="Names, families or calls, by commas."
+    "--perturb", default=PERTURBATIONS_OF_A_SCAN, show_default=True, help="Names, families or calls, by commas."
 )
 @click.option(
-    "--curves", default=DEFAULT_CURVES, show_default=True, help="Attacks whose accuracy is drawn over eps; '' for none."
+    "--curves",
+    default=CURVES_OF_A_SCAN,
+    show_default=True,
+    help="Attacks whose accuracy is drawn over eps; '' for none.",
 )
 @click.option("--also", help="Metrics to measure besides, such as 'manifold_capacity, manifold_radius'.")
 @images_option
-@click.option("--reduce", type=click.Choice(list(REDUCTIONS)), default="spatial_mean", show_default=True,
+@click.option("--reduce", type=Reduction(), default="spatial_mean", show_default=True,
               help="What a unit is: a channel, a feature of the last axis, or every position.")  # fmt: skip
 @batch_size_option
 @seed_option
@@ -229,6 +251,9 @@ def scan_command(
 
     Exit codes: 0, the page is written; 1, with --strict, a check failed (warnings say which); 2, bad input.
     """
+    from geophone.diagnosis import scan
+    from geophone.models.tap import reduction
+
     with followed("scanning") as watcher:
         found = scan(
             model,
@@ -242,7 +267,7 @@ def scan_command(
             images=images,
             device=device,
             batch_size=batch_size,
-            reduce=REDUCTIONS[reduce],
+            reduce=reduction(reduce),
             seed=seed,
             checks=checks,
             progress=watcher,
@@ -286,6 +311,8 @@ def attack_command(
 
     The last line is the accuracy that is left when each image meets the attack that is worst for it.
     """
+    from geophone.diagnosis import attack
+
     if out is not None and out.suffix != ".parquet":
         raise GeophoneError(f"--out {out}: give a file that ends in .parquet.")
     with reserved(None, *([] if out is None else [out])):
@@ -310,7 +337,7 @@ def attack_command(
         click.echo(click.format_filename(out))
 
 
-def _print_survival(found: Survival) -> None:
+def _print_survival(found: "Survival") -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("attack", "robust accuracy", "95 % interval"):
         table.add_column(heading, overflow="fold")
@@ -326,9 +353,7 @@ def _print_survival(found: Survival) -> None:
 @click.argument("second", metavar="MODEL_B")
 @click.argument("data")
 @click.option("--measures", default="cka_minibatch", show_default=True, help="Of similarity; numbers are of the first.")
-@click.option(
-    "--reduce", type=click.Choice(list(REDUCTIONS)), help="A unit is a channel's mean, ….  [default: every position]"
-)
+@click.option("--reduce", type=Reduction(), help="A unit is a channel's mean, ….  [default: every position]")
 @click.option(
     "--points", type=click.IntRange(4, MOST), default=1000, show_default=True, help="Images whose rows are kept."
 )
@@ -363,21 +388,25 @@ def compare_command(
     plugins: tuple[Path, ...],
 ) -> None:
     """Compare the layers of MODEL_A and MODEL_B on DATA: all with all, as heat maps; given as for `geophone scan`."""
+    from geophone.diagnosis import compare_networks
+    from geophone.probes.layer_maps import LayerMap, same_memory
+
     with followed("comparing") as watcher:
+        asked = LayerMap(
+            tuple(_names(measures) or ()),
+            layers=None if layers is None else tuple(_names(layers) or ()),
+            others=None if others is None else tuple(_names(others) or ()),
+            reduce=reduce or same_memory,
+            batch_size=batch_size,
+            points=points,
+        )
         found = compare_networks(
-            *(first, second, data),
-            measures=_names(measures),
-            layers=_names(layers),
-            others=_names(others),
-            out=out,
+            *(first, second, data, asked, out),
             perturb=perturb,
             factory=factory,
             images=images,
-            batch_size=batch_size,
-            reduce=REDUCTIONS[reduce] if reduce else same_memory,
-            points=points,
-            seed=seed,
             device=device,
+            seed=seed,
             progress=watcher,
         )
     _warn(found.problems)
@@ -388,7 +417,7 @@ def compare_command(
 @click.argument("kind", metavar=f"[{'|'.join(REGISTRIES)}]", required=False)
 @plugin_option
 def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
-    """List what is registered, plug-ins included: data, models, recipes, perturbations, metrics or studies."""
+    """List what is registered, plug-ins included: data, models, recipes, perturbations, metrics, studies or probes."""
     if kind is not None and kind not in REGISTRIES:
         raise unknown("kind", kind, REGISTRIES)
     for registry in [REGISTRIES[kind]] if kind else REGISTRIES.values():
@@ -405,6 +434,8 @@ def list_command(kind: str | None, plugins: tuple[Path, ...]) -> None:
 @click.option("--out", type=Path, help="The page.  [default: FOLDER/report.html]")
 def report(folder: Path, out: Path | None) -> None:
     """Write the report of a study's FOLDER anew from its table."""
+    from geophone.report import write_report
+
     click.echo(click.format_filename(write_report(folder, out)))
 
 
@@ -443,7 +474,9 @@ def _switches(texts: tuple[str, ...]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
-def _executor(kind: str, workers: int, progress: Progress) -> AbstractContextManager[Executor | None]:
+def _executor(kind: str, workers: int, progress: "Progress") -> AbstractContextManager[Executor | None]:
+    from geophone.study import process_executor, ray_executor
+
     if kind == "ray":
         return ray_executor(workers)
     return process_executor(workers, progress) if workers > 1 else nullcontext()
@@ -462,7 +495,8 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], Any] = sys.e
     """Run the command line. Bad input gives one line on standard error and exit code 2."""
     given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        load_entry_points()
+        if given[0] not in ("--version", "--help", "-h"):
+            load_entry_points()
         code = cli.main(given, prog_name="geophone", standalone_mode=False)
         leave(code if isinstance(code, int) else 0)
     except GeophoneError as error:
@@ -475,7 +509,9 @@ def main(arguments: list[str] | None = None, leave: Callable[[int], Any] = sys.e
         leave(130)
     except OSError as error:  # of standard output, or of files that nobody looks after
         _refuse(plain(f"{error.filename or 'standard output'}: {error.strerror or error}."), leave)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
         _refuse(
             f"out of memory. Use fewer --images, a smaller --batch-size or another --device. {plain(str(error))}", leave
         )

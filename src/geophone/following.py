@@ -9,8 +9,8 @@ import click
 from rich import progress as rich_progress
 from rich.console import Console
 
-from geophone.errors import plain
-from geophone.progress import Watcher
+from geophone.core.errors import plain
+from geophone.core.progress import Watcher
 
 
 class _Bar(Watcher):
@@ -78,7 +78,7 @@ class Study:
         self._all = bars.add_task(name, total=None) if bars else None
 
     def watch(self, what: str, done: int, steps: int) -> None:
-        """A job's news: see `geophone.study.job.Progress`."""
+        """A job's news: see `geophone.study.tasks.Progress`."""
         job, _, stage = what.rpartition(": ")
         ended = stage == "done"
         if self._bars is None and not ended and self._stages.get(job) != stage:

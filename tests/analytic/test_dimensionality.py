@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from geophone.core.rng import stream
 from geophone.metrics import (
     Undefined,
     active_fraction,
@@ -18,7 +19,6 @@ from geophone.metrics import (
     two_nn,
 )
 from geophone.metrics.dimensionality import unbiased_traces
-from geophone.rng import stream
 from geophone.stats import Moments
 
 N = 600

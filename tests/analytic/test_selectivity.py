@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geophone.core.rng import stream
+from geophone.core.types import Batch
 from geophone.metrics import Undefined, class_selectivity, class_selectivity_floor, eta_squared, mean_response
 from geophone.metrics.selectivity import EPS
-from geophone.rng import stream
 from geophone.stats import ClassMeans
-from geophone.types import Batch
 
 TOLERANCE = 1e-9
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout
 
-from geophone import checks, table
+from geophone.core import table
+from geophone.core.errors import GeophoneError
 from geophone.data import ImageData, Split, fashion_mnist_mini
-from geophone.errors import GeophoneError
-from geophone.measure import measure
 from geophone.models import SmallCNN
+from geophone.probes import checks
+from geophone.probes.layers import measure
 from geophone.train import Standard, Training, fit, initialised
 
 NAMES = (

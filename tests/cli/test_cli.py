@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 import torch
 
-from geophone import table
 from geophone.cli import cli, main
-from geophone.registry import REGISTRIES
+from geophone.core import table
+from geophone.core.registry import REGISTRIES
 
 MODEL = """
 import torch

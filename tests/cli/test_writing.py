@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 import geophone
-from geophone import cli, table
-from geophone.files import reserved
+from geophone import cli
+from geophone.core import table
+from geophone.core.files import reserved
 from tests.test_files import no_file_beyond
 
 MODEL = """
@@ -33,7 +34,7 @@ STUDY = """
 from dataclasses import dataclass
 from typing import ClassVar
 from geophone import Job, Training
-from geophone.registry import STUDIES
+from geophone.core.registry import STUDIES
 
 @STUDIES.register
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def stop(*_, **__):
 def test_ctrl_c_while_the_page_is_made_leaves_an_earlier_one_as_it_was(place, capsys, verb, monkeypatch):
     assert command(capsys, written(verb))[0] == 0
     before = everything(place)
-    monkeypatch.setattr(sys.modules["geophone.scan"], "report_files", stop)
+    monkeypatch.setattr("geophone.report.report_files", stop)
     code, _, err = command(capsys, written(verb))
     assert (code, "Nothing was written" in err) == (130, True)
     assert everything(place) == before
@@ -181,7 +182,7 @@ def test_ctrl_c_of_the_other_verbs(place, capsys, monkeypatch):
     code, _, err = command(capsys, "report done")
     assert (code, "Nothing was written; the same command begins anew" in err) == (130, True)
     assert everything(place) == before
-    monkeypatch.setattr("geophone.cli.run_study", stop)
+    monkeypatch.setattr("geophone.study.run_study", stop)
     code, _, err = command(capsys, "run tiny.py:Tiny")
     assert (code, "The same command continues where it stopped." in err) == (130, True)
     monkeypatch.setattr("geophone.cli.Table", stop)
@@ -338,7 +339,7 @@ def test_checks_by_attacks_can_be_left_out(place, capsys):
 def test_in_a_file_progress_is_a_line_a_stage(place, capsys):
     _, _, err = command(capsys, written("scan").replace(" --no-checks", "").replace("--curves=", "--curves=FGSM"))
     lines = [line for line in err.splitlines() if line.startswith("scanning: ")]
-    stages = ["measuring", "curves", "checks", "checks by attacks", "the page"]
+    stages = ["measuring", "curves over eps", "checks", "checks by attacks", "the page"]
     assert [line.removeprefix("scanning: ").partition(" (")[0] for line in lines] == stages
     assert all("% done after" in line and "left)" in line for line in lines[1:])
     assert "\x1b" not in err

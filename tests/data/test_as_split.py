@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import DATASETS
 from geophone.data import Split, as_split, load
-from geophone.errors import GeophoneError
-from geophone.registry import DATASETS
 
 X = torch.arange(6 * 3 * 4 * 5).remainder(256).to(torch.uint8).reshape(6, 3, 4, 5)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import draws
 from geophone.data import crop_flip
-from geophone.errors import GeophoneError
-from geophone.rng import draws
 
 N, C, H, W = 64, 2, 5, 7
 X = torch.rand(N, C, H, W, generator=torch.Generator().manual_seed(0)) + 1  # no zero, so that padding can be told

@@ -9,8 +9,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from geophone.data import cifar, load, places
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.data import load, places
+from geophone.data.images import cifar
 
 
 def python2(thing):

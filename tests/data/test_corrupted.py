@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import DATASETS
 from geophone.data import cifar10_c, load
-from geophone.data.corrupted import CIFAR10_CLASSES, CIFAR100_CLASSES
-from geophone.errors import GeophoneError
-from geophone.registry import DATASETS
+from geophone.data.images.corrupted import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 N = 12
 SETS = {"cifar10_c": ("CIFAR-10-C", 10), "cifar100_c": ("CIFAR-100-C", 100)}

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from geophone.core.errors import GeophoneError
 from geophone.data import imagefolder, load
-from geophone.errors import GeophoneError
 
 
 def picture(seed, mode="RGB", size=(6, 5)):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from geophone.data import idx, load, places
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.data import load, places
+from geophone.data.images import idx
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -10,18 +10,20 @@ from PIL import Image
 from torch import nn
 
 from geophone.cli import main
+from geophone.core.errors import GeophoneError, Unlabelled
+from geophone.core.types import UNLABELLED
 from geophone.data import ImageData, as_split, imagefolder, load
 from geophone.data.names import output_names
-from geophone.errors import GeophoneError, Unlabelled
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import compare, measure
+from geophone.diagnosis import attack, compare_networks, scan
 from geophone.metrics import class_selectivity, eta_squared, participation_ratio
-from geophone.record import record
-from geophone.robustness import eps_curve, survival
-from geophone.scan import attack, compare_networks, scan
-from geophone.similarity import similarity
+from geophone.models.tap import record
+from geophone.probes.curves import eps_curve
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
+from geophone.probes.survival import survival
 from geophone.train import Standard, Training, fit
-from geophone.types import UNLABELLED
 
 N = 12
 WNIDS = tuple(f"n{i:08}" for i in range(0, 40, 2))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from geophone.data import idx, load
+from geophone.data import load
 from geophone.data.arrays import MINI
+from geophone.data.images import idx
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_fashion_mnist_mini.py"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geophone.data.split import Split, assemble, hold_out, make_split
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.data.dataset import Split, assemble, hold_out, make_split
 
 LABELS = st.lists(st.integers(0, 4), min_size=2, max_size=60).map(torch.tensor)
 

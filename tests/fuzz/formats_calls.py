@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from geophone.core.registry import DATASETS, MODELS, PERTURBATIONS, RECIPES, Registry, parse_call
+from geophone.core.rng import Draws, stream
 from geophone.models.networks import SmallCNN
-from geophone.perturb.grids import grid
-from geophone.registry import DATASETS, MODELS, PERTURBATIONS, RECIPES, Registry, parse_call
-from geophone.rng import Draws, stream
-from geophone.types import seeded
+from geophone.models.run import seeded
+from geophone.perturb.parse import grid
 from tests.fuzz.harness import Case, Format, register
 from tests.fuzz.mutate import LITERALS, NUMBERS, any_word, damaged_text, hostile_call
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from geophone import cli, report, table
-from geophone.errors import GeophoneError
-from geophone.study import job as jobs
+from geophone import report
+from geophone.core import table
+from geophone.core.errors import GeophoneError
+from geophone.probes.checks import AttackChecks
 from tests.fuzz.harness import Case, Format, Wrong, command, register
 from tests.fuzz.mutate import NUMBERS, TEXTS, any_argument, any_word, other_value
 
@@ -23,7 +24,7 @@ def make():
 _STUDY = """
 from dataclasses import dataclass
 from typing import ClassVar
-from geophone.registry import STUDIES
+from geophone.core.registry import STUDIES
 
 @STUDIES.register
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ def _used(case: Case) -> tuple[int, str]:
         os.mkfifo(name)
     os.symlink("/dev/null", "link.html")
     report._figures = lambda found: {}
-    jobs.attack_checks = lambda *_, **__: []
+    AttackChecks.found = lambda *_: iter(())
     if case.words[:1] == ["run"]:
-        cli.write_report = lambda folder: folder / "report.html"
+        report.write_report = lambda folder: folder / "report.html"
     before = _everything()
     try:
         found = command(case.words)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from geophone.data import ImageData, cifar, idx, load, places
-from geophone.types import UNLABELLED
+from geophone.core.types import UNLABELLED
+from geophone.data import ImageData, load, places
+from geophone.data.images import cifar, idx
 from tests.data.test_cifar import dumps
 from tests.fuzz.harness import Case, Format, Mutator, register
 from tests.fuzz.mutate import (

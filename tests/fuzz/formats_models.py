@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geophone.models.load import load_model
-from geophone.types import seeded
+from geophone.models.run import seeded
 from tests.fuzz.harness import Case, Format, Mutator, register
 from tests.fuzz.mutate import TEXTS, any_bytes, any_json, any_zip, chosen, other_thing, put, write_members
 
@@ -390,7 +390,7 @@ _FILES = (
     "# -*- coding: nothing -*-\n",
     "x = " + "(" * 300,
     "x = " + "-" * 50_000 + "1",
-    "from geophone.errors import GeophoneError\nraise GeophoneError('mine. Mend it.')",
+    "from geophone.core.errors import GeophoneError\nraise GeophoneError('mine. Mend it.')",
     "from geophone import PERTURBATIONS\nPERTURBATIONS.add('LinfPGD', 3)\n",
 )
 

@@ -16,18 +16,18 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from geophone import table
-from geophone.claims import read_claims, write_claims
-from geophone.claims.judge import CLAIM_SCHEMA, CLAIMS
+from geophone.analysis.claims import read_claims, write_claims
+from geophone.analysis.claims.judge import CLAIM_SCHEMA, CLAIMS
+from geophone.core import table
+from geophone.core.provenance import FILE, now, write_provenance
 from geophone.data import ImageData, synthetic
 from geophone.models.load import CARD, WEIGHTS, load_model, save_network
 from geophone.models.networks import small_cnn
-from geophone.provenance import FILE, now, write_provenance
+from geophone.models.run import seeded
 from geophone.report import _read_provenance
 from geophone.report.page import _provenance
 from geophone.study import run_study
 from geophone.train import Standard, Training, fit
-from geophone.types import seeded
 from tests.fuzz.harness import Case, Format, Mutator, register
 from tests.fuzz.mutate import TEXTS, any_bytes, any_json, any_zip, chosen, other_thing
 

@@ -60,7 +60,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
 
 LONGEST = 2000
 """Characters of a message: a line that a person still reads."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
 from tests.fuzz.harness import Case, Format
 from tests.fuzz.mutate import any_bytes
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
-from geophone.geometry.dimensions import _by_differences, data_dimensions, two_nearest, two_nn_dimension
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
 from geophone.metrics import participation_ratio, pca_dim, two_nn
-from geophone.rng import stream
+from geophone.metrics.geometry.dimensions import _by_differences, data_dimensions, two_nearest, two_nn_dimension
 
 
 def with_spectrum(values, n):
@@ -97,7 +97,7 @@ def clouds_that_are_hard():
 @pytest.mark.parametrize(("name", "x"), list(clouds_that_are_hard()), ids=lambda v: v if isinstance(v, str) else "")
 def test_the_two_nearest_are_those_by_differences(name, x, monkeypatch):
     wanted = _by_differences(x, x)
-    monkeypatch.setattr("geophone.geometry.dimensions.BLOCK", 100 * len(x))  # several blocks
+    monkeypatch.setattr("geophone.metrics.geometry.dimensions.BLOCK", 100 * len(x))  # several blocks
     got = two_nearest(x)
     # Two ways of summing 20 squares: 1e-15, and float64's own rounding of points 1e6 away cancels in neither.
     assert torch.allclose(got, wanted, rtol=1e-12, atol=0)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
-from geophone.geometry.clouds import span
-from geophone.geometry.dichotomies import labels
-from geophone.geometry.glue import MEASURES, glue, glue_pairs
-from geophone.rng import stream
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry.clouds import span
+from geophone.metrics.geometry.dichotomies import labels
+from geophone.metrics.geometry.glue import MEASURES, glue, glue_pairs
 
-module = sys.modules["geophone.geometry.glue"]  # the package has the function under that name
+module = sys.modules["geophone.metrics.geometry.glue"]  # the package has the function under that name
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_a_broken_kernel_is_seen(monkeypatch):
     def does_nothing(gram, b, signs, owner, rows, tolerance, found, residual):
         residual[rows] = 1.0
 
-    monkeypatch.setattr(module, "project_some", does_nothing)
+    monkeypatch.setattr("geophone.metrics.geometry.active_set.project_some", does_nothing)
     with pytest.raises(AssertionError, match="left a program to scipy"):
         glue(clouds(3, 4, 12), n_t=5)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
-from geophone.geometry import low_rank
-from geophone.geometry.low_rank import fit_directions, mean_cosine
+from geophone.core.errors import GeophoneError
+from geophone.metrics.geometry import low_rank
+from geophone.metrics.geometry.low_rank import fit_directions, mean_cosine
 
 
 def centres(p, d, rank, seed=0, strength=3.0):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import geophone
-from geophone.errors import GeophoneError
-from geophone.geometry import ball_capacity, manifold_geometry, point_capacity
-from geophone.geometry.mean_field import MODES
-from geophone.rng import stream
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry import ball_capacity, manifold_geometry, point_capacity
+from geophone.metrics.geometry.mean_field import MODES
 
 SIGMAS = 4.5
 """Of a standard error, or of two joined: chance exceeds it once in 150,000."""
@@ -407,7 +407,7 @@ def test_responses_with_a_history_and_whole_numbers_are_taken():
 
 
 def test_a_projection_to_more_features_than_there_are():
-    from geophone.geometry.clouds import projection
+    from geophone.metrics.geometry.clouds import projection
 
     with pytest.raises(GeophoneError, match="gives 1 to 5 of them"):
         projection(5, 6, 0)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from geophone.errors import GeophoneError
-from geophone.geometry import nnls as module
-from geophone.geometry.nnls import (
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry import nnls as module
+from geophone.metrics.geometry.nnls import (
     Cones,
     kkt_residual,
     nonnegative,
@@ -16,7 +17,6 @@ from geophone.geometry.nnls import (
     project_batched,
     refuse_unsolved,
 )
-from geophone.rng import stream
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def no_fallback(monkeypatch):
     def fail(*_):
         raise AssertionError("the kernel left a program to scipy")
 
-    monkeypatch.setattr(module, "nnls", fail)
+    monkeypatch.setattr("scipy.optimize.nnls", fail)
 
 
 SHAPES = [(51, 50), (11, 50), (11, 120), (2, 30), (1, 5), (30, 1)]  # many dimensions, few, one; one generator
@@ -116,7 +116,7 @@ def test_scipy_giving_up_leaves_what_there_was_and_that_is_refused(monkeypatch):
     def gives_up(*_):
         raise RuntimeError("Maximum number of iterations reached.")
 
-    monkeypatch.setattr(module, "nnls", gives_up)
+    monkeypatch.setattr("scipy.optimize.nnls", gives_up)
     monkeypatch.setattr(module, "nonnegative", lambda gram, b: np.zeros_like(b))
     made = project(*cone(9, 14))
     assert float(made.z.abs().max()) == 0

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import reference_manifolds as oracle
-from geophone.geometry import low_rank, manifold_geometry
-from geophone.geometry.low_rank import fit_directions
+from geophone.metrics.geometry import low_rank, manifold_geometry
+from geophone.metrics.geometry.low_rank import fit_directions
 
 N_T = 25
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from geophone.errors import GeophoneError
-from geophone.geometry.separability import Separability, linear_separability, separabilities, separated
-from geophone.rng import stream
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry.separability import Separability, linear_separability, separabilities, separated
 
 
 def two(m, k, d, shift, *, seed=0):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from geophone.errors import GeophoneError
-from geophone.geometry import simulated as module
-from geophone.geometry.simulated import simulated_capacity
-from geophone.rng import stream
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.metrics.geometry import simulated as module
+from geophone.metrics.geometry.simulated import simulated_capacity
 
 REPEATS = 400
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from geophone import table
+from geophone.core import table
 from geophone.data import fashion_mnist_mini
-from geophone.measure import measure
 from geophone.models import SmallCNN
 from geophone.perturb import GaussianNoise, LinfPGD
+from geophone.probes.layers import measure
 from geophone.study import Job, run_job
 from geophone.train import Training, initialised
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from geophone.core.registry import METRICS
+from geophone.core.rng import stream
+from geophone.core.types import Batch, Pair
 from geophone.metrics import Undefined
 from geophone.metrics.metric import OUT_OF_RANGE, OVERFLOW
-from geophone.registry import METRICS
-from geophone.rng import stream
 from geophone.testing.statistic_laws import examples
-from geophone.types import Batch, Pair
 
 N, D = 60, 5
 NAMES = [name for name, metric in METRICS.items() if METRICS.origin(name) == "geophone"]

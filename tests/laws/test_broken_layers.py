@@ -6,13 +6,14 @@ import polars as pl
 import pytest
 from torch import nn
 
+from geophone.core.registry import METRICS
 from geophone.data import synthetic
-from geophone.gradients import input_gradients
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import compare, measure
 from geophone.metrics import METRICS_OF_MANIFOLDS
 from geophone.perturb import GaussianNoise
-from geophone.registry import METRICS
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.gradients import input_gradients
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.train import initialised
 
 COUNT = "{bad} of {n} examples have NaN or infinite responses"

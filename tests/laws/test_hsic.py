@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geophone.rng import stream
+from geophone.core.rng import stream
 from geophone.stats import hsic
 
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from geophone import types
 from geophone.data import synthetic
-from geophone.gradients import input_gradients
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import measure
+from geophone.models import run
+from geophone.models.tap import flatten, record, tap
 from geophone.perturb.attacks.fold import folded
-from geophone.record import flatten, record, tap
-from geophone.similarity import similarity
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.gradients import input_gradients
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import measure
 from geophone.train import initialised
 from geophone.train.recipes import SelectivityRegularised
 
@@ -262,7 +262,7 @@ def test_what_is_recorded_is_what_ran(split):
 
 
 def test_the_same_object_for_the_same_value_is_the_mutant(split, monkeypatch):
-    monkeypatch.setattr(types.Snapshot, "holds", lambda self, x: x is self._x)
+    monkeypatch.setattr(run.Snapshot, "holds", lambda self, x: x is self._x)
     caught = []
     for make in FAMILY:
         try:
@@ -292,14 +292,14 @@ def test_the_regulariser_leaves_out_the_logits_alone(split):
 
 def test_a_snapshot():
     x = torch.zeros(2)
-    seen = types.Snapshot(x)
+    seen = run.Snapshot(x)
     assert seen.holds(x)
     assert not seen.holds(torch.zeros(2))
     x.view(1, 2).add_(0)  # through a view, and even if nothing changes: another response
     assert not seen.holds(x)
     with torch.inference_mode():
         x = torch.zeros(2)
-        seen = types.Snapshot(x)
+        seen = run.Snapshot(x)
         assert seen.holds(x)
         x.add_(1)
         assert not seen.holds(x)

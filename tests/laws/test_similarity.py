@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from geophone.metrics.alike import ENDS, TURNS
-from geophone.registry import METRICS
-from geophone.rng import stream
+from geophone.core.registry import METRICS
+from geophone.core.rng import stream
+from geophone.metrics.similarity.pairwise import ENDS, TURNS
 from geophone.stats import CrossMoments, PairSample
 
 MEASURES = [name for name, m in METRICS.items() if m.statistic in (CrossMoments, PairSample)]

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geophone.core.registry import METRICS
+from geophone.core.rng import stream
+from geophone.core.types import Batch
 from geophone.metrics import ClassPoints
-from geophone.registry import METRICS
-from geophone.rng import stream
 from geophone.stats import (
     Activity,
     ClassMeans,
@@ -25,7 +26,6 @@ from geophone.stats import (
     UniformSample,
 )
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
-from geophone.types import Batch
 
 STATISTICS = sorted({m.statistic for _, m in METRICS.items()}, key=lambda s: s.__name__)
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from geophone import measure
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.core.types import Batch
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.geometry import manifold_geometry
 from geophone.metrics import (
     METRICS_OF_MANIFOLDS,
     ClassPoints,
@@ -19,9 +20,9 @@ from geophone.metrics import (
     manifold_capacity,
     manifold_radius,
 )
-from geophone.record import RandomProjection, tap
-from geophone.rng import stream
-from geophone.types import Batch
+from geophone.metrics.geometry import manifold_geometry
+from geophone.models.tap import tap
+from geophone.probes.projection import RandomProjection
 
 LAYERS = ["0", "2"]
 

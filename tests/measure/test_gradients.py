@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import gradients
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.gradients import input_gradients
 from geophone.models import ResNet20, SmallCNN
-from geophone.record import flatten, layers_of, positions
-from geophone.rng import stream
+from geophone.models.tap import flatten, layers_of, positions
+from geophone.probes import gradients
+from geophone.probes.gradients import input_gradients
 from geophone.stats import UnitMoments
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
 from geophone.train import initialised

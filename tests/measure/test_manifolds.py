@@ -5,16 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import manifolds
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.geometry import manifold_geometry
-from geophone.manifolds import MOST_COPIES, PIXELS, exemplar_manifolds
+from geophone.metrics.geometry import manifold_geometry
 from geophone.models import GaussianResponse, ResponseNoise
 from geophone.models.networks import SmallCNN
+from geophone.models.run import Subject, opened
 from geophone.perturb import LinfPGD, MatchedL2, RandomSign
-from geophone.perturb.grids import condition
-from geophone.rng import Draws, draws, stream
+from geophone.perturb.parse import condition
+from geophone.probes import exemplars as manifolds
+from geophone.probes.exemplars import MOST_COPIES, PIXELS, exemplar_manifolds
 from geophone.train import initialised
 
 SIGN = RandomSign(eps=0.1)
@@ -95,16 +96,17 @@ def test_the_order_of_the_images_does_not_matter(std):
     assert first.equals(again)
 
 
-def responses(shake, seed=0):
+def responses(shake, seed=0, times=1):
+    """As often one after the other, on one opened network."""
     project = manifolds.RandomProjection(50, 0)
     batch, name = next(images().batches(1)), condition(shake)["perturbation"]
-    with torch.no_grad():
-        return manifolds._copies(network(0.5).eval(), batch, shake, name, 8, LAYERS, project, seed)["relu1"]
+    with opened((network(0.5),), images(), seed) as subject:
+        made = [manifolds._copies(subject, batch, shake, name, 8, LAYERS, project)["relu1"] for _ in range(times)]
+    return made[-1]
 
 
 def does_not_depend_on_what_went_before(shake):
-    first = responses(shake)
-    assert torch.equal(first, responses(shake))
+    assert torch.equal(responses(shake), responses(shake, times=2))
 
 
 @pytest.mark.parametrize("shake", [None, SIGN, LinfPGD(eps=0.05, steps=1)])
@@ -112,7 +114,7 @@ def test_an_image_is_shaken_alike_whatever_went_before(shake, monkeypatch):
     with torch.random.fork_rng():
         does_not_depend_on_what_went_before(shake)
         # The mutant: noise of the network that is not set for each image.
-        monkeypatch.setattr(manifolds, "reseed", lambda *_: None)
+        monkeypatch.setattr(Subject, "reseed", lambda *_: None)
         with pytest.raises(AssertionError):
             does_not_depend_on_what_went_before(shake)
 

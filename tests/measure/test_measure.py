@@ -6,17 +6,19 @@ import torch
 from torch import nn
 
 from geophone import metrics
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import METRICS
+from geophone.core.rng import draws
 from geophone.data import Split, synthetic
-from geophone.errors import GeophoneError
-from geophone.measure import compare, full_precision, measure
 from geophone.metrics import default_metrics
 from geophone.models import SmallCNN
+from geophone.models.run import full_precision
+from geophone.models.tap import positions, spatial_mean, tap
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import positions, spatial_mean, tap
-from geophone.registry import METRICS
-from geophone.rng import draws
+from geophone.perturb.parse import family_name
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.train import initialised
-from geophone.types import family_name
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import MODELS
+from geophone.core.rng import stream
 from geophone.models import Normalise, ResNet18, ResNet20, SmallCNN, load_model
 from geophone.models.load import save_network
-from geophone.record import activation_layers, tap
-from geophone.registry import MODELS
-from geophone.rng import stream
-from geophone.study.similarity import OF_WIDE
+from geophone.models.tap import activation_layers, tap
+from geophone.studies.similarity import OF_WIDE
 from geophone.testing.contracts import broken_contracts
 from geophone.train import initialised
 

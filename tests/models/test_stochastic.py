@@ -12,31 +12,34 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from geophone import checks
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import MODELS, RECIPES
+from geophone.core.rng import draws, stream
+from geophone.core.table import frame, read
+from geophone.core.types import describe
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import measure
 from geophone.models import GaussianResponse, PoissonLike, ResponseNoise, SmallCNN, frozen, load_model, silenced
+from geophone.models.run import seeded
 from geophone.models.stochastic import add_noise, is_stochastic, make_noise, noisy_layers, stochastic
+from geophone.models.tap import layers_of, tap
 from geophone.perturb import FGSM, GaussianNoise, LinfAPGD, LinfAutoAttack, LinfPGD, LinfSquare, MatchedL2
 from geophone.perturb.attacks.base import EOT_DRAWS, draws_of, eot_row
 from geophone.perturb.attacks.fold import folded
-from geophone.published import published
-from geophone.record import layers_of, tap
-from geophone.registry import MODELS, RECIPES
+from geophone.perturb.parse import family_name
+from geophone.probes import checks
+from geophone.probes.curves import eps_curve
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import measure
+from geophone.probes.published import published
+from geophone.probes.survival import survival
 from geophone.report.findings import findings
 from geophone.report.page import _attack_words
 from geophone.report.words import eot_words
-from geophone.rng import draws, stream
-from geophone.robustness import eps_curve, survival
-from geophone.similarity import similarity
 from geophone.study import Job, run_job
-from geophone.table import frame, read
 from geophone.train import Adversarial, Standard, Stochastic, Training, fit, initialised, robust_accuracy
-from geophone.types import describe, family_name, seeded
 
-recording = import_module("geophone.record")
+recording = import_module("geophone.models.run")
 X = torch.rand(12, 1, 16, 16, generator=stream("stochastic"))
 CPU = torch.device("cpu")
 LAYERS = ("normalise", "conv2", "norm3", "relu1", "relu6", "head")
@@ -512,7 +515,7 @@ def test_measure_averages_over_the_noise_of_any_network():
 
 def test_measuring_without_asking_twice(monkeypatch):
     """The mutant: only what the network says of itself."""
-    monkeypatch.setattr(recording, "asked_twice", lambda *_: (None, False))
+    monkeypatch.setattr(recording, "asked_twice", lambda *_: (torch.zeros(1, 2), False))
     with pytest.raises(AssertionError):
         measure_averages(measure)
 
@@ -521,7 +524,7 @@ def test_measuring_without_asking_twice(monkeypatch):
 def test_exemplars_and_similarity_average_over_the_noise_of_any_network(asks, monkeypatch):
     """One step: ten passes for the gradient of each image or batch that is attacked; a row says so."""
     if not asks:
-        monkeypatch.setattr(recording, "asked_twice", lambda *_: (None, False))
+        monkeypatch.setattr(recording, "asked_twice", lambda *_: (torch.zeros(1, 2), False))
     shake = FGSM(eps=0.1)
     for of, attacked in (
         (lambda net: exemplar_manifolds(net, DATA.test, [shake], ["model.head"], exemplars=2, copies=3), 2),

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import MODELS
+from geophone.core.rng import stream
 from geophone.models import GaussianResponse, PoissonLike, VOneBlock, gabors, load_model, silenced
 from geophone.models import vone as module
 from geophone.models.load import save_network
+from geophone.models.tap import layers_of, tap
 from geophone.models.vone import gabor_filters
-from geophone.record import layers_of, tap
-from geophone.registry import MODELS
-from geophone.rng import stream
 
 # Of the specification, §6: what the published code draws for seed 0 and 512 cells, to the digits that are given there.
 FREQUENCIES, ORIENTATIONS = (2.2152, 5.4342, 4.2983), (106.693, 98.127, 89.770)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import registry
+from geophone.core import registry
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import DATASETS, MODELS, PERTURBATIONS, RECIPES, parse_call
+from geophone.core.rng import stream
 from geophone.data import as_split
-from geophone.errors import GeophoneError
+from geophone.diagnosis import attack, scan
 from geophone.models import load_model
-from geophone.record import first_bad_weight, layers_of, logits_of, record
-from geophone.registry import DATASETS, MODELS, PERTURBATIONS, RECIPES, parse_call
-from geophone.rng import stream
-from geophone.scan import attack, scan
+from geophone.models.run import first_bad_weight, logits_of
+from geophone.models.tap import layers_of, record
 
 MAKER = """
 import torch

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.core.types import Batch
 from geophone.data import Split
-from geophone.errors import GeophoneError
-from geophone.metrics import Undefined, maps
+from geophone.metrics import Undefined
+from geophone.metrics.similarity import maps
+from geophone.models.tap import flatten, positions, record, tap
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import flatten, positions, record, tap
-from geophone.rng import stream
-from geophone.similarity import DECONFOUNDED, MINIBATCH, SAME_LAYER, Similarity, similarity
+from geophone.probes.layer_maps import DECONFOUNDED, MINIBATCH, SAME_LAYER, Similarity, similarity
 from geophone.train import initialised
-from geophone.types import Batch
 
 N = 96
 
@@ -154,12 +155,15 @@ def test_a_short_last_batch_is_merged() -> None:
 
 @pytest.mark.parametrize("size", [N, 24])
 def test_a_bias_of_30_on_a_convolution_changes_nothing(size: int) -> None:
-    """An exact invariance, as far as float32 holds the responses: 30 has an ulp of 2e-6 beside a spread of 0.2."""
+    """An exact invariance, as far as float32 holds the responses: 30 has an ulp of 2e-6, 1e-5 of their spread of 0.2.
+
+    In a similarity its square counts, and, by chance of signs, a tenth of itself.
+    """
     one = net(0)
     before = mapped(one, size=size)
     one.conv2.bias.data += 30  # type: ignore[union-attr,operator]
     after = mapped(one, size=size)
-    assert np.abs(after - before)[:3, :4].max() < 1e-6  # what comes before the convolution, beside it
+    assert np.abs(after - before)[:3, :4].max() < 2e-6  # what comes before the convolution, beside it
     assert np.abs(after[3, 3] - 1) < 1e-6
 
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from geophone.core.rng import stream
+from geophone.core.types import Pair
 from geophone.metrics import Undefined, cka, normalised_distance, pwcca
-from geophone.rng import stream
 from geophone.stats import CrossMoments, total
-from geophone.types import Pair
 
 
 def hsic(k, m):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import METRICS
+from geophone.core.rng import stream
 from geophone.metrics import Alike, Undefined, alike, metric
-from geophone.metrics.alike import ENDS
-from geophone.registry import METRICS
-from geophone.rng import stream
+from geophone.metrics.similarity.pairwise import ENDS
 from geophone.stats import CrossMoments, Moments, PairSample
 
 

@@ -11,9 +11,11 @@ import scipy.stats
 import torch
 from scipy.spatial.distance import pdist, squareform
 
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import METRICS
+from geophone.core.rng import stream
+from geophone.core.types import Batch, Pair
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
-from geophone.measure import compare, measure
 from geophone.metrics import (
     Undefined,
     cka_deconfounded,
@@ -23,16 +25,15 @@ from geophone.metrics import (
     knn_overlap,
     rbf_cka,
 )
-from geophone.metrics.alike import TURNS
-from geophone.metrics.similarity import SMALL
+from geophone.metrics.similarity.moments import SMALL
+from geophone.metrics.similarity.pairwise import TURNS
 from geophone.models import SmallCNN
+from geophone.models.tap import positions, spatial_mean
 from geophone.perturb import GaussianNoise
-from geophone.record import positions, spatial_mean
-from geophone.registry import METRICS
-from geophone.rng import stream
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
 from geophone.stats import PairSample
 from geophone.train import initialised
-from geophone.types import Batch, Pair
 
 SIZES = [(20, 5, 8), (40, 12, 7), (60, 6, 6)]
 

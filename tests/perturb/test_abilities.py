@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.measure import measure
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import stream
+from geophone.core.types import GoesOn
 from geophone.perturb import LinfPGD, PGDSteps, at_level
 from geophone.perturb.corruptions.base import Corruption
-from geophone.registry import PERTURBATIONS
-from geophone.rng import stream
-from geophone.robustness import eps_curve, survival
-from geophone.types import GoesOn, fitted
+from geophone.perturb.parse import fitted
+from geophone.probes.curves import eps_curve
+from geophone.probes.layers import measure
+from geophone.probes.survival import survival
 
 QUICK = {"steps": 2, "queries": 4, "searches": 1, "targets": 1, "translations": 2, "rotations": 2}
 

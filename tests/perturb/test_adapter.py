@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
+from geophone.core.types import Perturbation, describe
 from geophone.perturb import L2, LINF, LinfPGD, at_level
 from geophone.perturb.attacks.adapter import (
     Foreign,
@@ -28,9 +30,8 @@ from geophone.perturb.attacks.adapter import (
     from_torchattacks,
     undisturbed,
 )
-from geophone.rng import Draws, draws, stream
+from geophone.perturb.parse import family_name, level_of
 from geophone.testing.perturbation_laws import PERTURBATION_LAWS
-from geophone.types import Perturbation, describe, family_name, level_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy in an old way

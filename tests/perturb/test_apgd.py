@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import geophone.perturb.attacks.apgd as module
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.perturb.attacks.apgd import L1APGD, L2APGD, Climb, LinfAPGD, apgd
 from geophone.perturb.attacks.ascent import Ascent, is_fooled
 from geophone.perturb.attacks.losses import LOSSES, Loss, margin, scaled_ce
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
-from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 KINDS: list[Any] = [LinfAPGD, L2APGD, L1APGD]

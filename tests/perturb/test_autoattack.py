@@ -12,8 +12,9 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.data import load
-from geophone.errors import GeophoneError
 from geophone.perturb.attacks.apgd import L1APGD, L2APGD, LinfAPGD
 from geophone.perturb.attacks.ascent import is_fooled
 from geophone.perturb.attacks.base import Attack
@@ -23,7 +24,6 @@ from geophone.perturb.attacks.fab import L1FAB, L2FAB, LinfFAB
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import L2
 from geophone.perturb.attacks.square import L1Square, L2Square, LinfSquare
-from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 KINDS: list[Any] = [LinfAutoAttack, L2AutoAttack, L1AutoAttack]

@@ -21,9 +21,9 @@ from scipy.ndimage import correlate, gaussian_filter, zoom
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+from geophone.core.rng import draws, stream
 from geophone.perturb.corruptions import blur, filters
 from geophone.perturb.corruptions.base import Corruption
-from geophone.rng import draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 SLACK = 2.0**-12

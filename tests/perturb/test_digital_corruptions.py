@@ -17,6 +17,7 @@ from PIL import Image
 from skimage.color import hsv2rgb, rgb2hsv
 from torch import Tensor
 
+from geophone.core.rng import draws
 from geophone.perturb.corruptions.base import quantised
 from geophone.perturb.corruptions.digital import (
     _box_resize,
@@ -27,7 +28,6 @@ from geophone.perturb.corruptions.digital import (
     pixelate,
     saturate,
 )
-from geophone.rng import draws
 from geophone.testing.perturbation_laws import check_perturbation
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import geophone.perturb
-from geophone.checks import attack_checks
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS, RECIPES
+from geophone.core.rng import draws, stream
 from geophone.data import ImageData, Split
-from geophone.errors import GeophoneError
-from geophone.measure import measure
 from geophone.perturb import FGSM, LinfAPGD, LinfPGD, at_level, from_callable
 from geophone.perturb.attacks import ascent
-from geophone.registry import PERTURBATIONS, RECIPES
-from geophone.rng import draws, stream
-from geophone.robustness import eps_curve, survival
+from geophone.probes.checks import attack_checks
+from geophone.probes.curves import eps_curve
+from geophone.probes.layers import measure
+from geophone.probes.survival import survival
 from geophone.train import Training, fit
 
 QUICK = {"steps": 3, "queries": 8, "searches": 2, "targets": 2, "translations": 3, "rotations": 3}
@@ -176,9 +177,8 @@ def test_perturbations_make_no_tensor_of_the_default_dtype() -> None:
     folder = Path(inspect.getfile(geophone.perturb)).parent
     files = [
         *folder.rglob("*.py"),
-        folder.parent / "robustness.py",
-        folder.parent / "rng.py",
-        folder.parent / "checks.py",
+        *(folder.parent / "probes").rglob("*.py"),
+        folder.parent / "core" / "rng.py",
     ]
     lines = {str(file.relative_to(folder.parent)): without_dtype(file.read_text()) for file in files}
     assert {name: found for name, found in lines.items() if found} == {}

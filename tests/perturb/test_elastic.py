@@ -20,9 +20,9 @@ from skimage.filters import gaussian
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from geophone.core.rng import draws, stream
 from geophone.perturb.corruptions import elastic
 from geophone.perturb.corruptions.elastic import elastic_transform
-from geophone.rng import draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 SEVERITIES = (1, 2, 3, 4, 5)

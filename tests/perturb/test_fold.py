@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geophone.core.rng import draws, stream
 from geophone.models import resnet20
+from geophone.models.run import evaluating, seeded
 from geophone.perturb import LinfPGD
 from geophone.perturb.attacks import fold
 from geophone.perturb.attacks.ascent import attacking
 from geophone.perturb.attacks.fold import SAME, folded
-from geophone.rng import draws, stream
-from geophone.types import evaluating, seeded
 
 X = torch.rand(16, 3, 16, 16, generator=stream("fold"))
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from geophone.core.rng import draws, stream
+from geophone.models.run import evaluating
 from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient
 from geophone.perturb.attacks.ascent import Ascent, pgd
 from geophone.perturb.attacks.losses import ce
-from geophone.rng import draws, stream
-from geophone.types import evaluating
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports distutils' successor in an old way

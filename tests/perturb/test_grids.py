@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
+from geophone.analysis.scores import GROUPS
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import draws
 from geophone.perturb import (
     FGSM,
     L2PGD,
@@ -20,10 +23,7 @@ from geophone.perturb import (
     grid,
 )
 from geophone.perturb.corruptions import brightness, contrast, pixelate
-from geophone.registry import PERTURBATIONS
-from geophone.rng import draws
-from geophone.scores import GROUPS
-from geophone.types import family_name, level_of
+from geophone.perturb.parse import family_name, level_of
 
 NINETEEN = {name for group in GROUPS.values() for name in group}
 

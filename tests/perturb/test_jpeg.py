@@ -12,9 +12,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+from geophone.core.rng import draws, stream
 from geophone.perturb.corruptions import jpeg
 from geophone.perturb.corruptions.jpeg import jpeg_compression
-from geophone.rng import draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 QUALITIES = (1, 7, 10, 15, 18, 25, 40, 49, 50, 58, 65, 80, 95, 100)

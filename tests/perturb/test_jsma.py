@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.perturb.attacks.jsma import JSMA, best_pair
-from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 ROUNDING = 1e-9  # of float64

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import draws, stream
 from geophone.perturb import FGSM, L1PGD, L2PGD, LOSSES, LinfPGD
 from geophone.perturb.attacks.losses import Loss, ce, dlr, find_loss, margin, scaled_ce, targeted_dlr
-from geophone.rng import draws, stream
 
 LOGITS = torch.tensor([[4.0, 1.0, 3.0, -2.0], [0.0, 2.0, 5.0, 1.0]], dtype=torch.float64)
 Y = torch.tensor([0, 3])

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import draws, stream
 from geophone.metrics import perturbation_l2, perturbation_linf
 from geophone.perturb import MatchedL2
 from geophone.perturb.matched import scaled
-from geophone.registry import PERTURBATIONS
-from geophone.rng import draws, stream
 
 
 def bisected(x: torch.Tensor, moved: torch.Tensor, length: float) -> torch.Tensor:

@@ -11,13 +11,13 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.perturb.attacks import carlini_wagner, deepfool
 from geophone.perturb.attacks.carlini_wagner import L2FMN, CarliniWagner
 from geophone.perturb.attacks.deepfool import L2DeepFool, LinfDeepFool
 from geophone.perturb.attacks.fab import L1FAB, L2FAB, LinfFAB, onto_plane
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
-from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 with warnings.catch_warnings():

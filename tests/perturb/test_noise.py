@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from geophone.core.rng import draws
 from geophone.perturb import GaussianNoise, RandomSign, SaltAndPepper, UniformNoise
-from geophone.rng import draws
 
 SHAPE = (64, 3, 32, 32)
 SIZE = math.prod(SHAPE)

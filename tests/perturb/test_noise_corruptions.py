@@ -22,9 +22,9 @@ from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from geophone.core.rng import Draws, draws
 from geophone.perturb.corruptions import noise
 from geophone.perturb.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from geophone.rng import Draws, draws
 from geophone.testing.perturbation_laws import check_perturbation
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import stream
+from geophone.models.run import evaluating
 from geophone.perturb import (
     FGSM,
     L2PGD,
@@ -20,10 +23,7 @@ from geophone.perturb import (
     glass_blur,
     loss_gradient,
 )
-from geophone.registry import PERTURBATIONS
-from geophone.rng import stream
 from geophone.testing import perturbation_laws as laws
-from geophone.types import evaluating
 
 VARIANTS = [
     GaussianNoise(std=3.0),

@@ -8,12 +8,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
+from geophone.models.run import evaluating
 from geophone.perturb import FGSM, L2, L2PGD, LINF, LinfPGD, Norm, loss_gradient
 from geophone.perturb.attacks.ascent import Ascent, pgd
 from geophone.perturb.attacks.losses import ce
-from geophone.rng import Draws, draws, stream
-from geophone.types import evaluating
 
 N, D = 8, 12
 ROUNDING = 1e-12  # of float64 with a few operations on numbers of order 1

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import draws, stream
 from geophone.perturb import FGSM, L1, L1PGD, L2, L2PGD, LinfPGD, grid
 from geophone.perturb.attacks.apgd import LinfAPGD
 from geophone.perturb.attacks.carlini_wagner import CarliniWagner
 from geophone.perturb.attacks.deepfool import L2DeepFool
 from geophone.perturb.attacks.square import LinfSquare
 from geophone.perturb.corruptions import Corruption, frost, glass_blur, jpeg_compression, preset_for, shot_noise
-from geophone.registry import PERTURBATIONS
-from geophone.rng import draws, stream
-from geophone.robustness import survival
-from geophone.types import family_name, fitted
+from geophone.perturb.parse import family_name, fitted
+from geophone.probes.survival import survival
 
 N, D, K = 48, 12, 4
 
@@ -121,7 +121,7 @@ def test_7_what_failed_is_the_clean_image_and_infinitely_far() -> None:
 
     x, y = data()
     assert torch.equal(L2DeepFool(steps=3).nearest(x, y, Deaf(), RNG), x)
-    from geophone.robustness import eps_curve
+    from geophone.probes.curves import eps_curve
 
     curve = eps_curve(Deaf(), (x, y), L2DeepFool(steps=3), [0.5], batch_size=N)
     assert curve.minimum is not None
@@ -129,7 +129,7 @@ def test_7_what_failed_is_the_clean_image_and_infinitely_far() -> None:
 
 
 def test_8_what_is_wrong_already_has_radius_0() -> None:
-    from geophone.robustness import eps_curve
+    from geophone.probes.curves import eps_curve
 
     x, y = data()
     y = torch.where(torch.arange(N) < 10, (y + 1) % K, y)
@@ -141,8 +141,8 @@ def test_8_what_is_wrong_already_has_radius_0() -> None:
 
 
 def test_9_probabilities_are_noticed() -> None:
-    from geophone.checks import attack_checks
     from geophone.data import as_split
+    from geophone.probes.checks import attack_checks
 
     model = nn.Sequential(Curved(), nn.Softmax(1))
     rows = {row["metric"]: row for row in attack_checks(model, as_split(data()))}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import geophone.perturb.attacks.square as module
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.perturb.attacks.ascent import is_fooled
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.square import L1Square, L2Square, LinfSquare
-from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 KINDS: list[Any] = [LinfSquare, L2Square, L1Square]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from geophone.measure import measure
+from geophone.core.rng import draws, stream
 from geophone.models import SmallCNN
 from geophone.perturb import LinfPGD, PGDSteps
-from geophone.rng import draws, stream
+from geophone.probes.layers import measure
 from geophone.train import initialised
 
 

@@ -18,7 +18,9 @@ from PIL import Image
 from scipy import fft, ndimage, signal
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
+from geophone.core.types import describe
 from geophone.perturb import at_level
 from geophone.perturb.attacks import gabor, jpeg, snow
 from geophone.perturb.attacks.base import Attack
@@ -28,9 +30,7 @@ from geophone.perturb.attacks.layer import LayerAttack
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.snow import SnowAttack
 from geophone.perturb.attacks.spatial import TranslationRotation, transformed
-from geophone.rng import Draws, draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
-from geophone.types import describe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports scipy in an old way

@@ -31,10 +31,10 @@ from scipy.ndimage import zoom
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import draws, stream
 from geophone.perturb.corruptions import filters, fog, frost, snow, spatter, weather
 from geophone.perturb.corruptions.base import PRESETS
-from geophone.rng import draws, stream
 from geophone.testing.perturbation_laws import check_perturbation
 
 # The classes of the same names hide these two modules in their package.

@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from geophone.checks import axes_check, checks
+from geophone.core.errors import GeophoneError
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
-from geophone.gradients import input_gradients
-from geophone.manifolds import exemplar_manifolds
-from geophone.measure import compare, measure
+from geophone.diagnosis import compare_networks, scan
 from geophone.models import SmallCNN, resnet20
-from geophone.record import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
-from geophone.scan import compare_networks, scan
-from geophone.similarity import similarity
+from geophone.models.tap import axes_of, flatten, positions, record, spatial_mean, tap, token_mean
+from geophone.probes import LayerMap
+from geophone.probes.checks import LayerAxes, checks
+from geophone.probes.exemplars import exemplar_manifolds
+from geophone.probes.gradients import input_gradients
+from geophone.probes.layer_maps import similarity
+from geophone.probes.layers import measure
+from geophone.probes.pairs import compare
+from geophone.probes.probe import measured
 from geophone.train import initialised
 
 
@@ -96,6 +99,11 @@ def test_batches_as_small_as_those_that_are_asked_first(n, split):
     for tokens in (2, 4):
         with pytest.raises(GeophoneError, match="first axis"):
             measure(initialised(lambda tokens=tokens: SequenceFirst(tokens), 0), part, (), ["act"], batch_size=n)
+
+
+def axes_check(model, split, layers=None, reduce=spatial_mean):
+    probe = LayerAxes(None if layers is None else tuple(layers), reduce)
+    return measured(probe, model, split).row(0, named=True)
 
 
 def test_one_image_and_single_images_are_enough(split):
@@ -311,7 +319,7 @@ def test_the_check(split):
 
 def test_the_page_says_so(tmp_path, split):
     net = initialised(Patches, 0)
-    sides = compare_networks(net, net, split, out=tmp_path / "sides.html", reduce=spatial_mean)
+    sides = compare_networks(net, net, split, LayerMap(reduce=spatial_mean), tmp_path / "sides.html")
     found = scan(net, split, "GaussianNoise(std=0.1)", out=tmp_path / "scan.html", curves="")
     for page in (sides.report, found.report):
         assert "Measure these layers with --reduce token_mean" in page.read_text()

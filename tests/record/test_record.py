@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import stream
+from geophone.core.types import unwrapped
 from geophone.data import Split
-from geophone.errors import GeophoneError
 from geophone.models import ResNet20, SmallCNN
-from geophone.record import flatten, layers_of, record, spatial_mean, tap, token_mean, unwrapped
-from geophone.rng import stream
+from geophone.models.tap import flatten, layers_of, record, spatial_mean, tap, token_mean
 from geophone.train import initialised
 
 

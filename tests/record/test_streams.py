@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import geophone
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import draws
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
 from geophone.models import SmallCNN
+from geophone.models.tap import record
 from geophone.perturb import LinfPGD
-from geophone.record import record
-from geophone.rng import draws
 from geophone.train import initialised
 
 

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress, rankdata, spearmanr
 
-from geophone.errors import GeophoneError
-from geophone.relate import cluster_weights, exchanges, holm, networks, permutation_p, rank_correlation, relate
-from geophone.table import frame
+from geophone.analysis import inference
+from geophone.analysis.inference import cluster_weights, exchanges, holm, permutation_p, rank_correlation
+from geophone.analysis.relate import networks, relate
+from geophone.core.errors import GeophoneError
+from geophone.core.table import frame
 
 Rho = Callable[..., Any]
-room = import_module("geophone.relate")  # the package has a function of that name
+room = import_module("geophone.analysis.relate")  # the package has a function of that name
 
 
 def small_table(
@@ -87,14 +89,14 @@ def test_oracles(oracle: Callable[[Rho], bool]) -> None:
 
 
 def test_oracles_catch_pearson(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_ranks", lambda values, w: np.broadcast_to(values, w.shape))
+    monkeypatch.setattr(inference, "_ranks", lambda values, w: np.broadcast_to(values, w.shape))
     assert not any(oracle(rank_correlation) for oracle in ORACLES)
 
 
 def test_oracles_catch_first_come_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ties broken by order instead of averaged."""
     monkeypatch.setattr(
-        room, "_ranks", lambda values, w: np.broadcast_to(rankdata(values, method="ordinal") + 0.0, w.shape)
+        inference, "_ranks", lambda values, w: np.broadcast_to(rankdata(values, method="ordinal") + 0.0, w.shape)
     )
     assert not any(oracle(rank_correlation) for oracle in ORACLES)
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from geophone.scores import GROUPS
-from geophone.table import frame
+from geophone.analysis.scores import GROUPS
+from geophone.core.table import frame
 
 ALPHAS = {f"SelectivityRegularised(alpha={a})": a for a in (-2, -1, 1, 2)}
 RECIPES = ("Standard", *ALPHAS, "Adversarial(eps=0.0314)", "NoiseAugmented(std=0.1)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from geophone import table as tables
+from geophone.core import table as tables
 from geophone.report import write_report
 
 FLAGS = (

@@ -5,10 +5,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from geophone.core.table import frame
 from geophone.report import report_page
 from geophone.report.findings import Findings, findings
-from geophone.report.layer_maps import depth_panels, map_figure, map_panels, scalar_table
-from geophone.table import frame
+from geophone.report.sections.layer_maps import depth_panels, map_figure, map_panels, scalar_table
 
 LAYERS = ("conv", "relu", "<b7>")
 

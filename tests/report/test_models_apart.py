@@ -4,11 +4,11 @@ from types import ModuleType
 
 import polars as pl
 
-from geophone.report.answer import answer
+from geophone.core.table import KEYS
+from geophone.report.figures.sweep import sweep_of
 from geophone.report.findings import findings
 from geophone.report.page import _answer
-from geophone.report.sweep import sweep_of
-from geophone.table import KEYS
+from geophone.report.sections.answer import answer
 
 
 def of_two_models(synthetic: ModuleType) -> pl.DataFrame:

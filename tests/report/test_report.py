@@ -16,15 +16,17 @@ import polars as pl
 import pytest
 from scipy.stats import t
 
-from geophone import table as tables
-from geophone.claims import CLAIM_SCHEMA, write_claims
-from geophone.errors import GeophoneError
-from geophone.relate import SAME_SIDE, networks, relate
+from geophone.analysis.claims import CLAIM_SCHEMA, write_claims
+from geophone.analysis.relate import SAME_SIDE, networks, relate
+from geophone.analysis.scores import GROUPS, scores
+from geophone.core import table as tables
+from geophone.core.errors import GeophoneError
 from geophone.report import report_page, write_report
-from geophone.report.answer import answer, headline
-from geophone.report.charts import columns, style
+from geophone.report.figures.charts import columns, style
+from geophone.report.figures.panels import accuracy_groups, robust_panels
 from geophone.report.findings import Findings, findings, shortened
-from geophone.report.panels import accuracy_groups, robust_panels
+from geophone.report.sections.answer import answer, headline
+from geophone.report.sections.verdicts import claims_section
 from geophone.report.summary import (
     series_order,
     summarise,
@@ -33,9 +35,7 @@ from geophone.report.summary import (
     thinned,
     with_series,
 )
-from geophone.report.verdicts import claims_section
 from geophone.report.words import MEASURES, PROFILE, condition_label, level_label, measure, p_value, radius
-from geophone.scores import GROUPS, scores
 
 SECTIONS = [
     *("answer", "checks", "accuracy", "scores", "breaking", "layers", "relations", "everything", "provenance"),
@@ -892,7 +892,7 @@ def test_empty_and_missing_tables(tmp_path: Path) -> None:
 
 def test_relate_and_report_work_without_torch() -> None:
     """In a package without its `__init__`, which imports everything."""
-    folder = Path(tables.__file__).parent
+    folder = Path(tables.__file__).parents[1]
     code = (
         "import sys, types; package = types.ModuleType('geophone'); package.__path__ = [sys.argv[1]];"
         "sys.modules['geophone'] = package; import geophone.report; sys.exit('torch' in sys.modules)"

@@ -6,10 +6,10 @@ from types import ModuleType
 import polars as pl
 import pytest
 
+from geophone.core.table import frame
 from geophone.report import report_page
+from geophone.report.figures.sweep import Sweep, sweep_figures, sweep_of
 from geophone.report.findings import findings
-from geophone.report.sweep import Sweep, sweep_figures, sweep_of
-from geophone.table import frame
 
 
 def sweep(

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import geophone
+from geophone.core.errors import GeophoneError
 from geophone.data import ImageData, Split, synthetic
-from geophone.errors import GeophoneError
+from geophone.diagnosis import scan
 from geophone.models import Normalise, SmallCNN
-from geophone.scan import scan
 from geophone.train import Standard, Training, fit, initialised
 
 

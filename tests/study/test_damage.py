@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from geophone import checksums, table
-from geophone.claims import read_claims, write_claims
-from geophone.claims.judge import CLAIM_SCHEMA
-from geophone.errors import GeophoneError
+from geophone.analysis.claims import read_claims, write_claims
+from geophone.analysis.claims.judge import CLAIM_SCHEMA
+from geophone.core import checksums, table
+from geophone.core.errors import GeophoneError
 from geophone.models import load_model
 from geophone.models.load import CARD, WEIGHTS
 from geophone.study import Job, process_executor, run_job, run_study
-from geophone.study.job import CHECKPOINT
+from geophone.study.tasks import CHECKPOINT
 from geophone.train import Training
 
-execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
+execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "tasks"))
 
 TINY = Job(
     dataset="synthetic(classes=3, size=12, train=64, val=24, test=24)",
@@ -61,7 +61,7 @@ def flipped(data, seed):
 def done(tmp_path_factory):
     """A finished job's folder, with the state of its training as it was before the end."""
     out = tmp_path_factory.mktemp("done")
-    real = job_module.measure
+    real = job_module.run
 
     def keep(*args, **options):
         state = TINY.folder(out) / CHECKPOINT
@@ -69,7 +69,7 @@ def done(tmp_path_factory):
         return real(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "measure", keep)
+        patch.setattr(job_module, "run", keep)
         run_job(TINY, out)
     return out
 
@@ -252,7 +252,7 @@ def test_a_process_that_dies_takes_no_other_job_along(times, tmp_path):
     """Before, one dead process failed all jobs."""
     plugin = tmp_path / "deadly.py"
     plugin.write_text(KILLER)
-    import_module("geophone.registry").load_plugin(plugin)
+    import_module("geophone.core.registry").load_plugin(plugin)
     study = OneDies(recipe=f"Deadly(folder={str(tmp_path)!r}, times={times})")
     with process_executor(2) as pool:
         if times == 1:

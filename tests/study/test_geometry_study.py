@@ -6,23 +6,24 @@ import numpy as np
 import polars as pl
 import pytest
 
-from geophone import table
-from geophone.claims import Claim, Difference, Measure, Selection, judge
-from geophone.manifolds import PIXELS
+from geophone.analysis.claims import Claim, Difference, Measure, Selection, judge
+from geophone.analysis.relate import networks as networks_of
+from geophone.core import table
+from geophone.core.registry import MODELS, RECIPES, parse_call
+from geophone.models.tap import layers_of
 from geophone.perturb import grid
-from geophone.record import layers_of
-from geophone.registry import MODELS, RECIPES, parse_call
-from geophone.relate import networks as networks_of
+from geophone.perturb.parse import family_name, level_of
+from geophone.probes.exemplars import PIXELS
 from geophone.report import write_report
+from geophone.report.figures.sweep import _tradeoff, sweep_of
 from geophone.report.findings import findings
-from geophone.report.manifolds import manifold_figures
-from geophone.report.sweep import _tradeoff, sweep_of
-from geophone.study import Job, PopulationGeometry, run_job, run_study
-from geophone.study.geometry import CLASS_METRICS, one_step
+from geophone.report.sections.manifolds import manifold_figures
+from geophone.studies import PopulationGeometry
+from geophone.studies.geometry import CLASS_METRICS, one_step
+from geophone.study import Job, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
 from geophone.train.recipes import network_of
-from geophone.types import family_name, level_of
 
 EXEMPLAR_METRICS = (
     "exemplar_capacity",
@@ -137,7 +138,7 @@ def test_claims_read_the_layers_that_they_name(size):
 
 
 def _chosen(who, measure, names):
-    from geophone.claims.measures import _layers
+    from geophone.analysis.claims.measures import _layers
 
     rows = table.frame({**who, "layer": name, "depth": depth} for depth, name in enumerate(names))
     return tuple(_layers(rows, *measure.layers))

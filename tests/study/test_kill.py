@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from geophone import table
+from geophone.core import table
 
 STUDY = """
 from dataclasses import dataclass

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from geophone import table
-from geophone.claims import Claim, Difference, Measure, Selection, judge, read_claims, write_claims
-from geophone.errors import GeophoneError
-from geophone.study import RobustSimilarity
+from geophone.analysis.claims import Claim, Difference, Measure, Selection, judge, read_claims, write_claims
+from geophone.core import table
+from geophone.core.errors import GeophoneError
+from geophone.studies import RobustSimilarity
 
 spec = spec_from_file_location("publish_results", Path(__file__).parents[2] / "scripts" / "publish_results.py")
 assert spec is not None

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from geophone import table
+from geophone.core import table
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
-from geophone import table
+from geophone.core import table
+from geophone.core.errors import GeophoneError
+from geophone.core.provenance import FILE, read_provenance, write_provenance
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
 from geophone.models.networks import small_cnn
-from geophone.provenance import FILE, read_provenance, write_provenance
 from geophone.study import process_executor
 from geophone.train import Standard, Training, fit
 from geophone.train.loop import checkpoint_is_whole

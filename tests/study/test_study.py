@@ -12,34 +12,25 @@ import pytest
 import torch
 from filelock import FileLock
 
-from geophone import table
-from geophone.checksums import read_json, write_json
-from geophone.claims import Claim, Correlation, Difference, Measure, Selection, judge, read_claims
-from geophone.errors import GeophoneError
+from geophone.analysis.claims import Claim, Correlation, Difference, Measure, Selection, judge, read_claims
+from geophone.core import table
+from geophone.core.checksums import read_json, write_json
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import STUDIES
+from geophone.core.types import describe
 from geophone.metrics import default_metrics, metric
 from geophone.models import load_model
 from geophone.perturb import grid
-from geophone.registry import STUDIES
+from geophone.perturb.parse import family_name, fitted, level_of
 from geophone.report import write_report
 from geophone.stats import Moments
-from geophone.study import (
-    Comparison,
-    Demo,
-    Job,
-    LayerMap,
-    RobustSimilarity,
-    Selectivity,
-    find_study,
-    process_executor,
-    run_job,
-    run_study,
-)
-from geophone.study.selectivity import SelectivityTinyImageNet
+from geophone.studies import Demo, RobustSimilarity, Selectivity
+from geophone.studies.selectivity import SelectivityTinyImageNet
+from geophone.study import Comparison, Job, LayerMap, find_study, process_executor, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
-from geophone.types import describe, family_name, fitted, level_of
 
-execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "job"))
+execute, job_module = (import_module(f"geophone.study.{name}") for name in ("execute", "tasks"))
 
 TINY = Job(
     dataset="synthetic(classes=3, size=12, train=96, val=24, test=30)",

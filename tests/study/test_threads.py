@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from geophone import table
 from geophone.cli import main
-from geophone.errors import GeophoneError
+from geophone.core import table
+from geophone.core.errors import GeophoneError
 from geophone.study import run_study
 
 STUDY = """
@@ -50,7 +50,7 @@ def outcome(file, out, *options):
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr("geophone.cli.write_report", lambda folder: folder / "table")
+    monkeypatch.setattr("geophone.report.write_report", lambda folder: folder / "table")
     path = tmp_path / "threaded.py"
     path.write_text(STUDY)
     return path

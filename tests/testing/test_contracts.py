@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geophone.registry import DATASETS, METRICS, load_plugin
+from geophone.core.registry import DATASETS, METRICS, load_plugin
 from geophone.testing.contracts import LAWS, broken_contracts, registered_by
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin.py"

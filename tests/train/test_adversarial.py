@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import RECIPES
+from geophone.core.rng import Draws, draws, stream
+from geophone.core.types import describe
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
 from geophone.models import SmallCNN
 from geophone.perturb import FGSM, L1, L1PGD, L2, L2APGD, L2PGD, LINF, GaussianNoise, LinfPGD, at_level, grid
-from geophone.registry import RECIPES
-from geophone.rng import Draws, draws, stream
 from geophone.train import (
     Adversarial,
     Corrupted,
@@ -28,7 +29,6 @@ from geophone.train import (
     fit,
     initialised,
 )
-from geophone.types import describe
 
 EPS = 0.1
 BALLS = [

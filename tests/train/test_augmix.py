@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from geophone.errors import GeophoneError
-from geophone.rng import Draws, draws, stream
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, stream
 from geophone.testing.contracts import broken_contracts
 from geophone.train import AugMix, augmix, initialised
 from geophone.train.augmix import augmixed, autocontrast, equalised, jensen_shannon, moved, posterised, solarised

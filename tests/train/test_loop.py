@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from geophone.core.errors import GeophoneError
 from geophone.data import synthetic
-from geophone.errors import GeophoneError
 from geophone.models import SmallCNN
 from geophone.train import NoiseAugmented, Standard, Training, fit, initialised
 

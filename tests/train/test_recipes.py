@@ -5,17 +5,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import RECIPES
+from geophone.core.rng import draws, stream
+from geophone.core.types import describe
 from geophone.metrics import class_selectivity
 from geophone.metrics.selectivity import EPS, selectivity_of_means
 from geophone.models import ResNet20, SmallCNN
+from geophone.models.tap import activation_layers, spatial_mean, tap
 from geophone.perturb import GaussianNoise, LinfPGD
-from geophone.record import activation_layers, spatial_mean, tap
-from geophone.registry import RECIPES
-from geophone.rng import draws, stream
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Adversarial, NoiseAugmented, SelectivityRegularised, Standard, initialised, mean_selectivity
-from geophone.types import describe
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from geophone import table
+from geophone.core import table
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS, RECIPES
+from geophone.core.rng import draws, stream
 from geophone.data import Split, crop_flip, synthetic
-from geophone.errors import GeophoneError
 from geophone.models import GaussianResponse, SmallCNN, load_model
+from geophone.models.run import deterministic
 from geophone.models.stochastic import add_noise
 from geophone.perturb import FGSM, L2PGD, GaussianNoise, LinfAPGD, LinfPGD
-from geophone.registry import PERTURBATIONS, RECIPES
-from geophone.rng import draws, stream
+from geophone.probes.checks import AttackChecks
 from geophone.study import Job, run_job
 from geophone.train import (
     Adversarial,
@@ -35,9 +37,8 @@ from geophone.train import (
     watched,
 )
 from geophone.train.validation import single_step
-from geophone.types import deterministic
 
-loop, job = (import_module(f"geophone.{name}") for name in ("train.loop", "study.job"))
+loop, job = (import_module(f"geophone.{name}") for name in ("train.loop", "study.tasks"))
 SHORT = Training(epochs=3, batch_size=32, lr=0.05)
 PGD = "LinfPGD(eps=0.05, steps=3)"
 
@@ -351,7 +352,7 @@ JOB = Job(
 @pytest.fixture
 def unchecked(monkeypatch):
     """Jobs without the checks by attacks, which take most of the time and are no part of this."""
-    monkeypatch.setattr(job, "attack_checks", lambda *_, **__: iter(()))
+    monkeypatch.setattr(AttackChecks, "found", lambda *_: iter(()))
 
 
 @pytest.mark.parametrize("moment", ["in epoch 2", "writing epoch 2", "after epoch 2"])

@@ -5,14 +5,14 @@
 """
 
 from geophone.data.arrays import fashion_mnist_mini, npz
-from geophone.data.artificial import synthetic
-from geophone.data.augment import crop_flip
 from geophone.data.catalogue import as_split, load
-from geophone.data.cifar import cifar10, cifar100
-from geophone.data.corrupted import cifar10_c, cifar100_c, imagenet_c, tiny_imagenet_c
-from geophone.data.folders import imagefolder, tiny_imagenet
-from geophone.data.idx import fashion_mnist, mnist
-from geophone.data.split import ImageData, Split
+from geophone.data.dataset import ImageData, Split
+from geophone.data.images.artificial import synthetic
+from geophone.data.images.augment import crop_flip
+from geophone.data.images.cifar import cifar10, cifar100
+from geophone.data.images.corrupted import cifar10_c, cifar100_c, imagenet_c, tiny_imagenet_c
+from geophone.data.images.folders import imagefolder, tiny_imagenet
+from geophone.data.images.idx import fashion_mnist, mnist
 
 __all__ = [
     "ImageData",

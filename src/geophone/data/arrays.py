@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geophone.data.idx import CLOTHES
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import DATASETS
+from geophone.data.dataset import MOST_CLASSES, ImageData, Split, assemble, make_split
+from geophone.data.images.idx import CLOTHES
 from geophone.data.npy import read_npz
-from geophone.data.split import MOST_CLASSES, ImageData, Split, assemble, make_split
-from geophone.errors import GeophoneError
-from geophone.registry import DATASETS
 
 MINI = Path(__file__).with_name("fashion_mnist_mini.npz")
 PARTS = ("", "_train", "_val", "_test")

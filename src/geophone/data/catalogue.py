@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from geophone.arguments import checked
+from geophone.core.arguments import checked
+from geophone.core.errors import GeophoneError, unknown
+from geophone.core.registry import DATASETS
 from geophone.data.arrays import npz
-from geophone.data.folders import imagefolder
+from geophone.data.dataset import ImageData, Split, make_split
+from geophone.data.images.folders import imagefolder
 from geophone.data.places import called
-from geophone.data.split import ImageData, Split, make_split
-from geophone.errors import GeophoneError, unknown
-from geophone.registry import DATASETS
 
 
 @checked

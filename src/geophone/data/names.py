@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from geophone.core.errors import GeophoneError, unknown
+from geophone.data.dataset import MOST_CLASSES
 from geophone.data.places import called
-from geophone.data.split import MOST_CLASSES
-from geophone.errors import GeophoneError, unknown
 
 MOST_BYTES = 1 << 26
 """Of a file of names: 64 bytes for each of 2²⁰ classes."""

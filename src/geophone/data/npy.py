@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geophone.core.errors import GeophoneError
 from geophone.data.places import called, reason
-from geophone.errors import GeophoneError
 
 HEADER = 10_000
 """Bytes of a header that are read: NumPy's own bound, which keeps deep nests from its parser."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pooch
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
 
 SYSTEM = (Path("/usr/share/datasets"), Path("/usr/local/share/datasets"))
 

@@ -14,7 +14,7 @@ from geophone.metrics.images import perturbation_l2, perturbation_linf
 from geophone.metrics.metric import Metric, Undefined, default_metrics, metric
 from geophone.metrics.outcomes import accuracy, loss, margin, share_interval
 from geophone.metrics.selectivity import class_selectivity, class_selectivity_floor, eta_squared, mean_response
-from geophone.metrics.similarity import (
+from geophone.metrics.similarity.moments import (
     angular_distance,
     cca,
     cka,
@@ -29,7 +29,7 @@ from geophone.metrics.similarity import (
 
 # isort: split
 # Last: they import the others, and metrics are registered, and measured, in the order of imports.
-from geophone.metrics.alignment import (
+from geophone.metrics.similarity.kernels import (
     cka_deconfounded,
     cka_rbf,
     cka_rbf_kornblith,
@@ -44,7 +44,9 @@ from geophone.metrics.alignment import (
     rsa_euclidean,
     rsa_whitened,
 )
-from geophone.metrics.alike import Alike, alike, compact
+from geophone.metrics.similarity.pairwise import Alike, alike, compact
+
+# isort: split
 from geophone.metrics.manifolds import (
     METRICS_OF_MANIFOLDS,
     ClassPoints,

@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
-from geophone.errors import GeophoneError
-from geophone.geometry.dimensions import two_nn_dimension
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import METRICS
+from geophone.metrics.geometry.dimensions import two_nn_dimension
 from geophone.metrics.metric import OUT_OF_RANGE, Metric, Undefined, metric
-from geophone.registry import METRICS
 from geophone.stats import Displacement, Moments, UniformSample
 
 PERCENTS = (90, 95, 99)

@@ -7,14 +7,14 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from geophone.errors import GeophoneError
-from geophone.geometry.glue import MEASURES, Glue, glue
-from geophone.geometry.mean_field import ManifoldGeometry, manifold_geometry
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import METRICS
+from geophone.core.types import UNLABELLED
+from geophone.metrics.geometry.glue import MEASURES, Glue, glue
+from geophone.metrics.geometry.mean_field import ManifoldGeometry, manifold_geometry
 from geophone.metrics.metric import Metric, Undefined, metric
 from geophone.metrics.outcomes import Z
-from geophone.registry import METRICS
 from geophone.stats import Sample
-from geophone.types import UNLABELLED
 
 T = TypeVar("T")
 
@@ -89,8 +89,9 @@ def manifold_capacity(points: ClassPoints) -> float:
     """Mean-field capacity α of a layer's class manifolds: classes per feature that a hyperplane separates. In (0, 2].
 
     The harmonic mean over classes, each of up to 50 images, after the directions that the classes' centres share are
-    taken away; see `geophone.geometry.manifold_geometry`. What is near 2/M (`manifold_capacity_floor`) says nothing
-    but that M images of a class are that many points in many directions. The interval is that of the samples of t.
+    taken away; see `geophone.metrics.geometry.manifold_geometry`. What is near 2/M (`manifold_capacity_floor`) says
+    nothing but that M images of a class are that many points in many directions. The interval is that of the samples
+    of t.
 
     Raises:
         Undefined: fewer than two classes, a class of one image, or classes whose centres coincide.
@@ -172,7 +173,7 @@ glue_metrics = {
             interval=partial(_interval_of_glue, measure=measure),
             when="asked",
             doc=f"{measure.replace('_', ' ').capitalize()} of class manifolds that are told apart together, in random "
-            "balanced halves of the classes (GLUE); see `geophone.geometry.glue`.",
+            "balanced halves of the classes (GLUE); see `geophone.metrics.geometry.glue`.",
         ),
     )
     for measure in MEASURES

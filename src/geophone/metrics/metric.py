@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geophone.arguments import checked
-from geophone.errors import GeophoneError, short
-from geophone.registry import METRICS
-from geophone.rng import stream
+from geophone.core.arguments import checked
+from geophone.core.errors import GeophoneError, short
+from geophone.core.registry import METRICS
+from geophone.core.rng import stream
+from geophone.core.types import UNLABELLED, Batch, Pair
 from geophone.stats.statistic import finite, tensor_of
-from geophone.types import UNLABELLED, Batch, Pair
 
 OVERFLOW = (
     "the responses are NaN or infinite, or so large that sums of their squares are not finite: scale them, or mend "

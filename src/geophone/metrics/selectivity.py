@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.core.rng import stream
 from geophone.metrics.metric import Undefined, metric
 from geophone.metrics.outcomes import Z
-from geophone.rng import stream
 from geophone.stats import ClassMeans, Moments
 
 EPS = 1e-7

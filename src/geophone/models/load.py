@@ -20,12 +20,12 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from geophone.arguments import checked
-from geophone.checksums import BLANK, KEY, is_sealed, read_checked, read_json, sealed, write_json
-from geophone.errors import GeophoneError, reason_of, short
-from geophone.files import replacing
+from geophone.core.arguments import checked
+from geophone.core.checksums import BLANK, KEY, is_sealed, read_checked, read_json, sealed, write_json
+from geophone.core.errors import GeophoneError, reason_of, short
+from geophone.core.files import replacing
+from geophone.core.registry import MODELS, load_file, parse_call
 from geophone.models.networks import Normalise
-from geophone.registry import MODELS, load_file, parse_call
 
 WEIGHTS = "model.safetensors"
 CARD = "network.json"

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError, check_counts, short
-from geophone.registry import MODELS
+from geophone.core.errors import GeophoneError, check_counts, short
+from geophone.core.registry import MODELS
 
 
 class Normalise(nn.Module):

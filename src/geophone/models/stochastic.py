@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError, unknown
-from geophone.registry import MODELS, parse_call
-from geophone.rng import key, stream
-from geophone.types import Model, describe, unwrapped
+from geophone.core.errors import GeophoneError, unknown
+from geophone.core.registry import MODELS, parse_call
+from geophone.core.rng import key, stream
+from geophone.core.types import Model, describe, unwrapped
 
 LEVEL, SCALE = 0.07, 0.35
 """Spontaneous response and gain of VOneNet's neuronal noise (arXiv: Dapello et al. 2020)."""

@@ -10,15 +10,14 @@ from math import pi
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from geophone.errors import GeophoneError, check_counts
+from geophone.core.errors import GeophoneError, check_counts
+from geophone.core.registry import MODELS
+from geophone.core.rng import stream
 from geophone.models.networks import Normalise, with_convolutions
 from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noise, add_noise, make_noise
-from geophone.registry import MODELS
-from geophone.rng import stream
 
 # Published distributions of cells in V1, as histograms: edges and counts.
 _ORIENTATION = (-22.5, 22.5, 67.5, 112.5, 157.5), (66, 49, 77, 54)
@@ -70,6 +69,8 @@ def gabors(n: int, *, sf_min: float = 0.0, sf_max: float = 9.0, sf_corr: float =
     References:
         De Valois et al. 1982a, 1982b; Ringach 2002; Dapello et al. 2020, NeurIPS.
     """
+    from scipy.stats import norm
+
     edges = np.array([edge for edge in _FREQUENCY[0] if sf_min <= edge <= sf_max])
     if len(edges) < 2:
         raise GeophoneError(

@@ -14,7 +14,7 @@ from geophone.perturb.matched import MatchedL2
 # isort: on
 from geophone.perturb import attacks, corruptions
 from geophone.perturb.checks import check_batch, check_number
-from geophone.perturb.grids import at_level, grid
+from geophone.perturb.parse import at_level, grid
 
 __all__ = [
     "GaussianNoise",

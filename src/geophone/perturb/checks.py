@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from geophone.errors import GeophoneError
-from geophone.rng import Draws
-from geophone.types import ROUNDING
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws
+from geophone.core.types import ROUNDING
 
 
 def check_batch(x: Tensor, y: Tensor, rng: Draws, axes: int | None = None) -> None:

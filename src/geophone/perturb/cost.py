@@ -4,9 +4,9 @@ import math
 from dataclasses import fields
 from typing import Any
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.types import Perturbation
 from geophone.perturb.attacks.ensemble import L1AutoAttack, L2AutoAttack, LinfAutoAttack
-from geophone.registry import PERTURBATIONS
-from geophone.types import Perturbation
 
 CURVE = 2.5
 """Runs of an attack that its curve over eps costs: some with fewer steps, and most images fall early."""

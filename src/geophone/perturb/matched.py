@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Model, Scales
 from geophone.perturb.attacks.norms import L2, Norm
 from geophone.perturb.checks import check_batch, check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Model, Scales
 
 
 @PERTURBATIONS.register

@@ -7,18 +7,14 @@ from typing import Any
 import polars as pl
 import vl_convert
 
-from geophone import table as tables
-from geophone.arguments import checked
-from geophone.claims import read_claims
-from geophone.errors import GeophoneError
-from geophone.files import reserved, write_all
-from geophone.provenance import read_provenance
-from geophone.report import charts
-from geophone.report.findings import Findings, findings
-from geophone.report.layer_maps import map_figure, map_panels
-from geophone.report.manifolds import manifold_figures
-from geophone.report.page import page_html
-from geophone.report.panels import (
+from geophone.analysis.claims import read_claims
+from geophone.core import table as tables
+from geophone.core.arguments import checked
+from geophone.core.errors import GeophoneError
+from geophone.core.files import reserved, write_all
+from geophone.core.provenance import read_provenance
+from geophone.report.figures import charts
+from geophone.report.figures.panels import (
     accuracy_groups,
     bands_in_short,
     default_profile,
@@ -29,7 +25,11 @@ from geophone.report.panels import (
     relation_title,
     robust_panels,
 )
-from geophone.report.sweep import sweep_figures, sweep_of
+from geophone.report.figures.sweep import sweep_figures, sweep_of
+from geophone.report.findings import Findings, findings
+from geophone.report.page import page_html
+from geophone.report.sections.layer_maps import map_figure, map_panels
+from geophone.report.sections.manifolds import manifold_figures
 from geophone.report.words import measure
 
 __all__ = ["report_files", "report_page", "write_report"]
@@ -39,8 +39,8 @@ __all__ = ["report_files", "report_page", "write_report"]
 def write_report(out: Path | str, page: Path | str | None = None) -> Path:
     """Write a page, and `out/figures/*.svg|png`, from `out/table/*.parquet` and `out/provenance.json`.
 
-    If there is an `out/claims.parquet`, as `geophone.claims.write_claims` makes it, the page shows its verdicts.
-    All of it is written, or nothing is.
+    If there is an `out/claims.parquet`, as `geophone.analysis.claims.write_claims` makes it, the page shows its
+    verdicts. All of it is written, or nothing is.
 
     Args:
         out: The folder of a study or scan.
@@ -99,7 +99,7 @@ def report_page(
         table: The long table, of one network or of many.
         provenance: How it was made, as in provenance.json; what is missing is left out.
         title: The page's title.
-        claims: Verdicts on published claims, from `geophone.claims.judge`.
+        claims: Verdicts on published claims, from `geophone.analysis.claims.judge`.
 
     Raises:
         GeophoneError: the table has no rows.

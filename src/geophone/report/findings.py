@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from geophone.relate import networks, relate
+from geophone.analysis.relate import networks, relate
+from geophone.analysis.scores import scores, source_of, without_source
+from geophone.core.table import EOT
 from geophone.report.summary import (
     series_order,
     summarise,
@@ -12,8 +14,6 @@ from geophone.report.summary import (
     summarise_sides,
     with_series,
 )
-from geophone.scores import scores, source_of, without_source
-from geophone.table import EOT
 
 FAMILIES = ("clean", "noise", "corruption", "attack")
 

@@ -2,7 +2,7 @@
 
 import html
 
-from geophone.report import charts
+from geophone.report.figures import charts
 
 
 def text(value: object) -> str:

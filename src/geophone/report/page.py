@@ -10,14 +10,9 @@ from typing import Any
 import polars as pl
 import vl_convert
 
-from geophone.relate import SAME_SIDE, UNDEFINED, geometry_measures, robustness_measures
-from geophone.report import charts
-from geophone.report.answer import answer, headline, relation_text
-from geophone.report.findings import Findings
-from geophone.report.layer_maps import depth_panels, map_panels, map_rows, scalar_table
-from geophone.report.manifolds import manifold_section
-from geophone.report.markup import count, legend, select, text
-from geophone.report.panels import (
+from geophone.analysis.relate import SAME_SIDE, UNDEFINED, geometry_measures, robustness_measures
+from geophone.report.figures import charts
+from geophone.report.figures.panels import (
     accuracy_groups,
     default_profile,
     has_profile,
@@ -26,10 +21,15 @@ from geophone.report.panels import (
     relation_chart,
     robust_panels,
 )
-from geophone.report.scorecard import radii_table, score_section
+from geophone.report.figures.sweep import sweep_section
+from geophone.report.findings import Findings
+from geophone.report.markup import count, legend, select, text
+from geophone.report.sections.answer import answer, headline, relation_text
+from geophone.report.sections.layer_maps import depth_panels, map_panels, map_rows, scalar_table
+from geophone.report.sections.manifolds import manifold_section
+from geophone.report.sections.scorecard import radii_table, score_section
+from geophone.report.sections.verdicts import claims_section
 from geophone.report.summary import OWN_SPREAD, profile_metrics, thinned
-from geophone.report.sweep import sweep_section
-from geophone.report.verdicts import claims_section
 from geophone.report.words import SOURCES, SPACE, decimal, eot_words, measure, p_value
 
 # What the bundle leaves for the page's own script.

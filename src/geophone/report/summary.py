@@ -3,9 +3,8 @@
 import re
 
 import polars as pl
-from scipy.stats import t
 
-from geophone.relate import NATURAL
+from geophone.analysis.relate import NATURAL
 from geophone.report.words import PROFILE, condition_label, level_label, measure
 
 WHERE = ["family", "perturbation", "level", "layer", "depth", "metric"]
@@ -150,6 +149,8 @@ def over_networks(rows: pl.DataFrame, where: list[str]) -> pl.DataFrame:
     Returns:
         Columns series, `where`, value, low, high, networks.
     """
+    from scipy.stats import t
+
     grouped = rows.group_by("series", *where, maintain_order=True).agg(
         pl.col("value").mean(),
         own_low=pl.col("low").mean(),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isclose
 
-from geophone.scores import GROUPS, type_of
+from geophone.analysis.scores import GROUPS, type_of
 
 
 @dataclass(frozen=True)

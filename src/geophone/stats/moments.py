@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from geophone.core.types import Batch
 from geophone.stats.statistic import double
-from geophone.types import Batch
 
 
 @dataclass(frozen=True)

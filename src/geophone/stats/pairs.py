@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geophone.errors import GeophoneError
-from geophone.rng import draws
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import draws
+from geophone.core.types import Pair
 from geophone.stats.moments import Moments, merged_mean
 from geophone.stats.statistic import double
-from geophone.types import Pair
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geophone.rng import draws
+from geophone.core.rng import draws
+from geophone.core.types import Batch
 from geophone.stats.statistic import double
-from geophone.types import Batch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from geophone.errors import GeophoneError, reason_of
+from geophone.core.errors import GeophoneError, reason_of
 
 S = TypeVar("S")
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.core.types import Batch
 from geophone.stats.statistic import double
-from geophone.types import Batch
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any
 import polars as pl
 import torch
 
-from geophone import table
+from geophone.core import table
+from geophone.core.registry import PERTURBATIONS
 from geophone.data import Split, load
-from geophone.measure import compare
 from geophone.models import load_model
-from geophone.record import REDUCTIONS
-from geophone.registry import PERTURBATIONS
-from geophone.similarity import SAME_LAYER, similarity
-from geophone.study.job import Job, Progress, identity, snapshot_folder
-from geophone.types import family_name, level_of
+from geophone.models.tap import REDUCTIONS
+from geophone.perturb.parse import family_name, level_of
+from geophone.probes.layer_maps import SAME_LAYER, similarity
+from geophone.probes.pairs import compare
+from geophone.study.tasks import Job, Progress, identity, snapshot_folder
 
 
 @dataclass(frozen=True)

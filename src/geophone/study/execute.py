@@ -18,19 +18,20 @@ from typing import Any
 import polars as pl
 import torch
 
-from geophone import table
-from geophone.arguments import checked
-from geophone.checksums import read_json, write_json
-from geophone.claims import CLAIMS, Claim, judge, write_claims
-from geophone.errors import GeophoneError, plain
-from geophone.files import clear, reserved
+from geophone.analysis.claims import CLAIMS, Claim, judge, write_claims
+from geophone.core import table
+from geophone.core.arguments import checked
+from geophone.core.checksums import read_json, write_json
+from geophone.core.errors import GeophoneError, plain
+from geophone.core.files import clear, reserved
+from geophone.core.provenance import now, write_provenance
+from geophone.core.registry import load_entry_points, load_plugin
+from geophone.core.types import device_name
 from geophone.models.load import CARD, network_is_whole
-from geophone.provenance import now, write_provenance
-from geophone.registry import load_entry_points, load_plugin
-from geophone.study.job import CHECKPOINT, Job, Progress, snapshot_folder
-from geophone.study.studies import Study, Task
+from geophone.models.run import usable_device
+from geophone.study.study import Study, Task
+from geophone.study.tasks import CHECKPOINT, Job, Progress, snapshot_folder
 from geophone.train.loop import checkpoint_is_whole
-from geophone.types import device_name, usable_device
 
 THREADS = 1
 """Torch threads of a job, unless told otherwise: the same on every machine and for any number of workers."""

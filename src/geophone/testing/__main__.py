@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from geophone.errors import GeophoneError
-from geophone.registry import load_plugin
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import load_plugin
 from geophone.testing.contracts import broken_contracts, registered_by
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import RECIPES, REGISTRIES
+from geophone.core.rng import draws, stream
+from geophone.core.types import Pair, describe
 from geophone.data import ImageData
-from geophone.errors import GeophoneError
 from geophone.metrics import Metric, Undefined
-from geophone.registry import RECIPES, REGISTRIES
-from geophone.rng import draws, stream
 from geophone.study import Job, Study
 from geophone.testing.perturbation_laws import check_perturbation
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
 from geophone.train import initialised
-from geophone.types import Pair, describe
 
 Law = Callable[[str, Any], None]
 

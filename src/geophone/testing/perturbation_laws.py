@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws, draws, stream
+from geophone.core.types import Batch, Model, Perturbation, describe
 from geophone.perturb import at_level
 from geophone.perturb.attacks.norms import norm_of
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws, draws, stream
-from geophone.types import Batch, Model, Perturbation, describe
 
 Make = Callable[[], Perturbation]
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geophone.rng import stream
+from geophone.core.rng import stream
+from geophone.core.types import Batch, Pair
 from geophone.stats import total
-from geophone.types import Batch, Pair
 
 TOLERANCE = 1e-9
 """Relative to 1 + |value|. The sums are of order n d² at most, known to 1e-16 of themselves in float64."""
@@ -32,7 +32,7 @@ def part(data: Batch | Pair, rows: Int[Tensor, " m"]) -> Batch | Pair:
     return Batch(data.x[rows], data.y[rows], data.index[rows])
 
 
-def merges_to_the_whole(statistic: type[Any], data: Batch | Pair, parts: Sequence[Int[Tensor, " m"]]) -> None:
+def merges_to_the_whole(statistic: type[Any], data: Batch | Pair, parts: Sequence[Tensor]) -> None:
     """The sum of the parts' statistics is the statistic of all examples, whatever the parts and their order.
 
     Raises:

@@ -13,14 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS, RECIPES
+from geophone.core.rng import Draws
+from geophone.core.types import Averages, Model, Perturbation, describe
+from geophone.models.run import full_precision
 from geophone.perturb import FGSM, L1, L1PGD, L2, L2PGD, LINF, Attack, LinfPGD, Norm, check_number
 from geophone.perturb.attacks.ascent import Ascent, classes_of, pgd
 from geophone.perturb.attacks.base import UNITS, under_attack
 from geophone.perturb.attacks.losses import Loss, ce
-from geophone.registry import PERTURBATIONS, RECIPES
-from geophone.rng import Draws
-from geophone.types import Averages, Model, Perturbation, describe, full_precision
 
 NEAR = 0.001
 """Standard deviation of the noise from which TRADES and MART begin their attack, in the units of x."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample, one_hot
 
-from geophone.rng import Draws
+from geophone.core.rng import Draws
 
 Levels = UInt8[Tensor, "n c h w"]
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from geophone.arguments import check_fields, checked
-from geophone.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
+from geophone.core.arguments import check_fields, checked
+from geophone.core.checksums import BLANK, is_sealed, is_whole, read_checked, sealed
+from geophone.core.errors import GeophoneError, check_is, reason_of, short, unknown
+from geophone.core.files import replacing
+from geophone.core.registry import PERTURBATIONS, RECIPES
+from geophone.core.rng import draws, key, stream
+from geophone.core.types import Recipe, describe, device_of
 from geophone.data import ImageData, crop_flip
-from geophone.errors import GeophoneError, check_is, reason_of, short, unknown
-from geophone.files import replacing
-from geophone.record import check_attacked
-from geophone.registry import PERTURBATIONS, RECIPES
-from geophone.rng import draws, key, stream
+from geophone.models.run import check_attacked, deterministic, evaluating, seeded
 from geophone.stats import Outcomes, total
 from geophone.train.validation import KEPT, Shaken, kept, robust_accuracy, single_step
-from geophone.types import Recipe, describe, deterministic, device_of, evaluating, seeded
 
 LATER = (
     *(("keep", "best"), ("validate", None), ("snapshots", ())),

@@ -9,15 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from geophone.errors import GeophoneError, unknown
+from geophone.core.errors import GeophoneError, unknown
+from geophone.core.registry import RECIPES
+from geophone.core.rng import Draws
+from geophone.core.types import Model, describe, unwrapped
 from geophone.metrics.selectivity import selectivity_of_means
+from geophone.models.run import Snapshot, full_precision
 from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noisy, ResponseNoise, make_noise
+from geophone.models.tap import ACTIVATIONS, WEIGHTED, activation_layers, layers_of, tap
 from geophone.perturb import GaussianNoise, grid
-from geophone.record import ACTIVATIONS, WEIGHTED, activation_layers, layers_of, tap, unwrapped
-from geophone.registry import RECIPES
-from geophone.rng import Draws
 from geophone.train.augmix import augmixed, jensen_shannon
-from geophone.types import Model, Snapshot, describe, full_precision
 
 
 @RECIPES.register

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, draws, key
+from geophone.core.types import Model, StopsEarly, device_of
 from geophone.data import Split
-from geophone.errors import GeophoneError
+from geophone.models.run import evaluating, full_precision, seeded
 from geophone.models.stochastic import is_stochastic, refuse_frozen
 from geophone.perturb import FGSM, LinfAPGD, LinfAutoAttack, LinfPGD
-from geophone.rng import Draws, draws, key
-from geophone.types import Model, StopsEarly, device_of, evaluating, full_precision, seeded
 
 Shaken = Callable[[Tensor, Tensor, Model, Draws], Tensor]
 """A perturbation, or a recipe that corrupts as one."""

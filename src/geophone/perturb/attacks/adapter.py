@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geophone.errors import GeophoneError, unknown
+from geophone.core.errors import GeophoneError, unknown
+from geophone.core.rng import Draws, key
+from geophone.core.types import ROUNDING, Model
+from geophone.models.run import check_columns, evaluating, seeded
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.base import UNITS
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
-from geophone.rng import Draws, key
-from geophone.types import ROUNDING, Model, check_columns, evaluating, seeded
 
 BALLS: dict[str, Norm] = {"linf": LINF, "l2": L2, "l1": L1}
 

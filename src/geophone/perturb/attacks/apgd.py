@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Averages, Model, TakesSteps
 from geophone.perturb.attacks.ascent import Ascent, classes_of, is_fooled, logits_at
 from geophone.perturb.attacks.base import Attack, check_draws
 from geophone.perturb.attacks.losses import Loss, find_loss, margin, targeted_dlr
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Averages, Model, TakesSteps
 
 MOMENTUM = 0.25
 """The share of a step that repeats the step before; the rest goes where the gradient points."""

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.rng import Draws, key
+from geophone.core.types import Model
+from geophone.models.run import check_columns, evaluating, passed, seeded
 from geophone.models.stochastic import refuse_frozen
 from geophone.perturb.attacks.fold import folded
 from geophone.perturb.attacks.losses import Loss, ce, margin
 from geophone.perturb.attacks.norms import Norm
-from geophone.rng import Draws, key
-from geophone.types import Model, check_columns, evaluating, passed, seeded
 
 FOOLED = 1e-5
 """How far, relative to the largest logit, another class must lead for an example to count as fooled while it is sought.

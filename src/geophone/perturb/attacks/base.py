@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.table import EOT
+from geophone.core.types import Averages, Ensemble, Model, Perturbation, Scales, StopsEarly, describe
 from geophone.models.stochastic import is_stochastic
 from geophone.perturb.attacks.ascent import attacking
 from geophone.perturb.attacks.norms import LINF, Norm
 from geophone.perturb.checks import check_batch, check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.table import EOT
-from geophone.types import Averages, Ensemble, Model, Perturbation, Scales, StopsEarly, describe, level_of
+from geophone.perturb.parse import level_of
 
 EOT_DRAWS = 10
 """Draws of a stochastic network's noise that a gradient is averaged over, where the attack doesn't say: as many as in

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from geophone.core.rng import Draws
+from geophone.core.types import Model
 from geophone.perturb.attacks.ascent import (
     check_finite,
     classes_of,
@@ -16,8 +18,6 @@ from geophone.perturb.attacks.ascent import (
 )
 from geophone.perturb.attacks.base import MinimumNormAttack
 from geophone.perturb.attacks.norms import Norm
-from geophone.rng import Draws
-from geophone.types import Model
 
 DUAL = {1.0: torch.inf, 2.0: 2.0, torch.inf: 1.0}
 """The order q of a p-norm's dual, 1/p + 1/q = 1: a plane {δ : ⟨w, δ⟩ = a} is |a| / ‖w‖_q away from 0."""

@@ -7,14 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.types import Model, TakesSteps
 from geophone.perturb.attacks.ascent import FOOLED, Ascent, is_fooled
 from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column
 from geophone.perturb.attacks.losses import find_loss, margin
 from geophone.perturb.attacks.norms import L2, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.types import Model, TakesSteps
 
 ADAM = 0.9, 0.999, 1e-8
 """Adam's decay of the first and of the second moment, and what keeps its quotient finite."""

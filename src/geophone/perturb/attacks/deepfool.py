@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Model, TakesSteps
 from geophone.perturb.attacks.ascent import FOOLED, classes_of, is_fooled, logits_at, until_fooled
 from geophone.perturb.attacks.base import MinimumNormAttack
 from geophone.perturb.attacks.boundary import column, nearest_boundary
 from geophone.perturb.attacks.norms import L2, LINF, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Model, TakesSteps
 
 NUDGE = 1e-4
 """What the authors' code adds to the length of each step, so that a search doesn't end in ever shorter ones."""

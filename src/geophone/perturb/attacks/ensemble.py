@@ -7,7 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from geophone.errors import unknown
+from geophone.core.errors import unknown
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Averages, Ensemble, Model, TakesSteps
 from geophone.perturb.attacks.apgd import L1APGD, L2APGD, LinfAPGD, evaluate
 from geophone.perturb.attacks.ascent import Ascent, classes_of, is_fooled
 from geophone.perturb.attacks.base import Attack
@@ -16,9 +19,6 @@ from geophone.perturb.attacks.losses import margin
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.attacks.square import L1Square, L2Square, LinfSquare
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Averages, Ensemble, Model, TakesSteps
 
 VERSIONS = ("standard", "rand")
 TARGETS = 9
@@ -83,7 +83,7 @@ class LinfAutoAttack(_AutoAttack):
     before it fooled. The version `rand`, for stochastic networks, runs APGD on cross-entropy and on the difference of
     logits ratio, each gradient a mean over 20 passes. The result is what the first attack to fool the network found, or
     where none did, of what all found, the image with the largest margin. Unlike the authors', the cross-entropy is
-    scale-free. `members()` gives the attacks; `geophone.robustness.survival` runs them and counts what survives.
+    scale-free. `members()` gives the attacks; `geophone.probes.survival.survival` runs them and counts what survives.
 
     Attributes:
         eps: Largest change of a value, in [0, 1].

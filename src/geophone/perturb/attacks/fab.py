@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.types import Model, TakesSteps
 from geophone.perturb.attacks.ascent import FOOLED, is_fooled, logits_at
 from geophone.perturb.attacks.boundary import Closest, ClosestAttack, column, nearest_boundary, rivals
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.types import Model, TakesSteps
 
 
 @dataclass(frozen=True)

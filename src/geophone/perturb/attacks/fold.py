@@ -5,7 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from geophone.types import Model, Snapshot, seeded
+from geophone.core.types import Model
+from geophone.models.run import Snapshot, seeded
 
 SAME = 1e-5
 """How far a folded network's logits may be from the network's, relative to the largest one."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
 from geophone.perturb.attacks.base import UNITS
 from geophone.perturb.attacks.layer import Laid, LayerAttack
 from geophone.perturb.attacks.norms import LINF, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 SIZE = 23
 """Side of a Gabor kernel in pixels."""

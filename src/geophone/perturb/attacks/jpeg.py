@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.errors import unknown
+from geophone.core.errors import unknown
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
 from geophone.perturb.attacks.layer import Laid, LayerAttack
 from geophone.perturb.attacks.norms import L2, LINF, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 # The quantisation tables of quality 50: ITU-T T.81 (1992), Annex K, tables K.1 (luminance) and K.2 (chrominance). Rows
 # are vertical frequencies.

@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Model, StopsEarly
 from geophone.perturb.attacks.ascent import (
     check_finite,
     classes_of,
@@ -20,9 +23,6 @@ from geophone.perturb.attacks.ascent import (
 from geophone.perturb.attacks.base import under_attack
 from geophone.perturb.attacks.boundary import rivals
 from geophone.perturb.checks import check_batch, check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Model, StopsEarly
 
 CANDIDATES = 32
 """Values of which all pairs are tried."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from geophone.core.rng import Draws
+from geophone.core.types import Averages, Model, TakesSteps
 from geophone.perturb.attacks.ascent import Ascent, classes_of, until_fooled
 from geophone.perturb.attacks.base import Attack, check_draws
 from geophone.perturb.attacks.losses import find_loss
 from geophone.perturb.checks import check_batch, check_number
-from geophone.rng import Draws
-from geophone.types import Averages, Model, TakesSteps
 
 Laid = Callable[[Tensor, Tensor], Tensor]
 """From parameters `[m, …]` and the rows of the images that they belong to, `[m]`, to those images with the layer on."""

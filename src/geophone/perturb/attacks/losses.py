@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from geophone.errors import GeophoneError, unknown
+from geophone.core.errors import GeophoneError, unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits `[n, k]` and labels `[n]` to what shall grow, `[n]`."""

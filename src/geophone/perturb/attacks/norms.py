@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.rng import Draws
+from geophone.core.rng import Draws
 
 
 @runtime_checkable

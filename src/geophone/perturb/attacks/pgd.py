@@ -1,6 +1,6 @@
 """Attacks by steps along the gradient: FGSM and projected gradient descent in the l∞, l2 and l1 ball.
 
-What they show is an upper bound of robustness: see `geophone.checks` for signs that a bound says little.
+What they show is an upper bound of robustness: see `geophone.probes.checks` for signs that a bound says little.
 """
 
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from geophone.errors import GeophoneError
+from geophone.core.errors import GeophoneError
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Averages, GoesOn, Model, TakesSteps
 from geophone.perturb.attacks.ascent import Ascent, classes_of, pgd
 from geophone.perturb.attacks.base import Attack, check_draws, under_attack
 from geophone.perturb.attacks.losses import find_loss
 from geophone.perturb.attacks.norms import L1, L2, LINF, Norm
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Averages, GoesOn, Model, TakesSteps
 
 
 @PERTURBATIONS.register

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
 from geophone.perturb.attacks.layer import Laid, LayerAttack, luma
 from geophone.perturb.checks import check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 CELL = 4
 """Pixels between two flakes of a layer, along each axis."""

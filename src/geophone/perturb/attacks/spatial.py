@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.core.types import Model
 from geophone.perturb.attacks.ascent import classes_of, is_fooled, logits_at
 from geophone.perturb.attacks.base import Attack
 from geophone.perturb.attacks.losses import margin
 from geophone.perturb.checks import check_batch, check_number
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
-from geophone.types import Model
 
 
 @PERTURBATIONS.register

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.data.split import divided
-from geophone.errors import unknown
+from geophone.core.errors import unknown
+from geophone.core.rng import Draws
+from geophone.core.types import FitsImages, Model
+from geophone.data.dataset import divided
 from geophone.perturb.checks import check_batch, check_number
-from geophone.rng import Draws
-from geophone.types import FitsImages, Model
 
 PRESETS = ("cifar10", "tiny_imagenet", "imagenet")
 """Whose published constants: CIFAR-10-C's (32 pixels), Tiny ImageNet-C's (64), ImageNet-C's (224)."""

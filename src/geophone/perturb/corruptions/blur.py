@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geophone.data.split import divided
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.data.dataset import divided
 from geophone.perturb.corruptions import filters
 from geophone.perturb.corruptions.base import Corruption
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 
 @PERTURBATIONS.register

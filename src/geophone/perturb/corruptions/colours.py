@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from geophone.data.split import divided
+from geophone.data.dataset import divided
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601), as OpenCV and Pillow turn colours grey."""

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from geophone.data.split import divided
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.data.dataset import divided
 from geophone.perturb.corruptions.base import Corruption
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 _IMAGENET = 244 / 224  # ImageNet-C's script has 244 for the side of its images, which is 224
 

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from geophone.data.split import divided
-from geophone.errors import GeophoneError, unknown
+from geophone.core.errors import GeophoneError, unknown
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws, draws
+from geophone.data.dataset import divided
 from geophone.perturb.corruptions.base import Corruption, preset_for
 from geophone.perturb.corruptions.colours import grey
 from geophone.perturb.corruptions.weather import plasma
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws, draws
 
 SOURCES = ("published", "procedural")
 FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from geophone.data.split import divided
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.data.dataset import divided
 from geophone.perturb.corruptions.base import Corruption
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 
 @PERTURBATIONS.register

@@ -9,12 +9,12 @@ from jaxtyping import Float, Int16, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import hardshrink, pad
 
-from geophone.data.split import divided
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.data.dataset import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import tint
 from geophone.perturb.corruptions.filters import gaussian_filter
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 TURQUOISE, BROWN = (175, 238, 238), (63, 42, 20)
 FAR = 20

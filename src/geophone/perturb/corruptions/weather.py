@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from geophone.data.split import divided
+from geophone.core.registry import PERTURBATIONS
+from geophone.core.rng import Draws
+from geophone.data.dataset import divided
 from geophone.perturb.corruptions.base import Corruption
 from geophone.perturb.corruptions.colours import grey
 from geophone.perturb.corruptions.filters import clipped_zoom, motion_blur
-from geophone.registry import PERTURBATIONS
-from geophone.rng import Draws
 
 
 @PERTURBATIONS.register

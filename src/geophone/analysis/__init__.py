@@ -1,0 +1,1 @@
+"""From the table to the table: scores, relations, claims. Nothing here opens a network."""

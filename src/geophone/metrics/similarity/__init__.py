@@ -1,0 +1,1 @@
+"""Similarity of two sets of responses to the same examples."""

@@ -50,13 +50,13 @@ MUTANTS = {
     ("metrics", "gives_numbers"): "@metric(Moments, per_unit=True)\ndef bad(m):\n  'x'\n  return 1.0",
     ("metrics", "undefined_is_said"): "@metric(Moments)\ndef bad(m):\n  'x'\n  return float(m.trace / (m.n - 1))",
     ("recipes", "has_a_summary"): (
-        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad:\n  def loss(self, model, x, y, rng): return model(x).mean()"
+        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad(Recipe):\n  def loss(self, model, x, y, rng): return model(x).mean()"
     ),
     ("recipes", "is_frozen_code"): (
-        "@RECIPES.register\n@dataclass\nclass bad:\n  'x'\n  def loss(self, model, x, y, rng): return model(x).square().mean()"
+        "@RECIPES.register\n@dataclass\nclass bad(Recipe):\n  'x'\n  def loss(self, model, x, y, rng): return model(x).square().mean()"
     ),
     ("recipes", "loss_trains"): (
-        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad:\n  'x'\n"
+        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad(Recipe):\n  'x'\n"
         "  def loss(self, model, x, y, rng): return model(x).square().mean() * random.random()"
     ),
     (

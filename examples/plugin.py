@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from geophone import PERTURBATIONS, RECIPES, metric
+from geophone import PERTURBATIONS, RECIPES, Recipe, metric
 from geophone.stats import Moments
 
 
@@ -38,7 +38,7 @@ class Fade:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class LabelSmoothing:
+class LabelSmoothing(Recipe):
     """Cross-entropy with smoothed labels (arXiv:1512.00567)."""
 
     smoothing: float = 0.1

@@ -4,7 +4,7 @@ from .analysis.relate import relate
 from .analysis.scores import scores
 from .core.errors import GeophoneError
 from .core.registry import DATASETS, METRICS, MODELS, PERTURBATIONS, PROBES, RECIPES, load_plugin
-from .core.types import Batch, Pair
+from .core.types import Batch, Pair, Recipe
 from .data import ImageData, Split, load
 from .diagnosis import Scan, attack, compare_networks, scan, scan_probes
 from .metrics import Metric, Undefined, metric
@@ -42,6 +42,7 @@ __all__ = [
     "Metric",
     "Pair",
     "Probe",
+    "Recipe",
     "Scan",
     "Similarity",
     "Split",

@@ -220,12 +220,12 @@ KILLER = '''
 import os, signal
 from dataclasses import dataclass
 from pathlib import Path
-from geophone import RECIPES
+from geophone import RECIPES, Recipe
 from geophone.train import Standard
 
 @RECIPES.register
 @dataclass(frozen=True)
-class Deadly:
+class Deadly(Recipe):
     """Kills its process, the first `times` times."""
     folder: str
     times: int = 1

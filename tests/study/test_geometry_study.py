@@ -23,7 +23,6 @@ from geophone.studies.geometry import CLASS_METRICS, one_step
 from geophone.study import Job, run_job, run_study
 from geophone.testing.contracts import broken_contracts
 from geophone.train import Training
-from geophone.train.recipes import network_of
 
 EXEMPLAR_METRICS = (
     "exemplar_capacity",
@@ -53,7 +52,7 @@ def networks(study):
     """One job of each network, and its layers as they are recorded."""
     for job in study.jobs():
         if job.seed == study.seen[0]:
-            name, given = parse_call(network_of(RECIPES.build(job.recipe), job.model), "model")
+            name, given = parse_call(RECIPES.build(job.recipe).network(job.model), "model")
             mean = (0.5,) * (3 if job.dataset == "cifar10" else 1)
             yield job.resolved(), layers_of(MODELS.build(name, classes=10, mean=mean, std=mean, **given), job.layers)
 

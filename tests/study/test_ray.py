@@ -20,7 +20,7 @@ from geophone.study import study
 
 @geophone.RECIPES.register
 @dataclass(frozen=True)
-class Fatal:
+class Fatal(geophone.Recipe):
     '''Standard training whose worker is killed in the middle, once: the file at `trap` is removed first.'''
     trap: str = ""
     def loss(self, model, x, y, rng):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geophone.core.registry import DATASETS, METRICS, load_plugin
+from geophone.core.registry import DATASETS, METRICS, PROBES, load_plugin
 from geophone.testing.contracts import LAWS, broken_contracts, registered_by
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin.py"
@@ -31,6 +31,14 @@ def test_the_example_plugin_keeps_its_contracts():
         assert broken_contracts(kind, name) == []
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in PROBES if name not in ("Robustness", "Curves", "Exemplars", "AttackChecks")]
+)
+def test_probes(name):
+    """The others, at their defaults, take minutes; tests/laws/test_probes.py has all of them at smaller ones."""
+    assert broken_contracts("probes", name) == []
+
+
 HEAD = """
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -50,13 +58,13 @@ MUTANTS = {
     ("metrics", "gives_numbers"): "@metric(Moments, per_unit=True)\ndef bad(m):\n  'x'\n  return 1.0",
     ("metrics", "undefined_is_said"): "@metric(Moments)\ndef bad(m):\n  'x'\n  return float(m.trace / (m.n - 1))",
     ("recipes", "has_a_summary"): (
-        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad:\n  def loss(self, model, x, y, rng): return model(x).mean()"
+        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad(Recipe):\n  def loss(self, model, x, y, rng): return model(x).mean()"
     ),
     ("recipes", "is_frozen_code"): (
-        "@RECIPES.register\n@dataclass\nclass bad:\n  'x'\n  def loss(self, model, x, y, rng): return model(x).square().mean()"
+        "@RECIPES.register\n@dataclass\nclass bad(Recipe):\n  'x'\n  def loss(self, model, x, y, rng): return model(x).square().mean()"
     ),
     ("recipes", "loss_trains"): (
-        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad:\n  'x'\n"
+        "@RECIPES.register\n@dataclass(frozen=True)\nclass bad(Recipe):\n  'x'\n"
         "  def loss(self, model, x, y, rng): return model(x).square().mean() * random.random()"
     ),
     (
@@ -77,6 +85,15 @@ MUTANTS = {
     ("studies", "is_a_study"): (
         "@study('bad')\n@dataclass(frozen=True)\nclass bad:\n  'x'\n  question: ClassVar[str] = '?'\n  size: str = 'demo'\n"
         "  seeds: tuple | None = None\n  def jobs(self): return [Job('synthetic', 'small_cnn', 'Standard', 0, Training())] * 2"
+    ),
+    ("probes", "has_a_summary"): "@PROBES.register\n@dataclass(frozen=True)\nclass bad(Probe): pass",
+    ("probes", "is_frozen_code"): "@PROBES.register\n@dataclass(frozen=True)\nclass bad(Probe):\n  'x'\n  n: int",
+    ("probes", "divides"): (
+        "from geophone.probes.part import Columns, Part\n@PROBES.register\n@dataclass(frozen=True)\nclass bad(Probe):\n  'x'\n"
+        "  def steps(self, examples): return 3\n  def begin(self, subject, examples):\n    seen = []\n"
+        "    def step(number, done):\n      seen.append(number)\n"
+        "      return Part.of(number, {('x',): Columns({'x': torch.tensor([len(seen)])})}, {})\n    return step\n"
+        "  def rows(self, part): yield {'metric': 'x', 'value': float(part.total()['x',]['x'].max())}"
     ),
     ("data", "has_a_summary"): "@DATASETS.register\ndef bad(root=None): return synthetic()",
     ("data", "loads_if_there"): (

@@ -154,17 +154,41 @@ class Scales:
     inner: str
 
 
-@runtime_checkable
-class Recipe(Protocol):
-    """How a batch becomes a loss. The training loop never changes.
+class Recipe:
+    """How a batch becomes a loss: a frozen dataclass that inherits this. The training loop never changes.
 
-    A recipe that trains another network than the one it is given (`Stochastic`) also has `prepare(model)`, that
-    network; `network(code)`, the code that registers it; and `check_network(model)`, an error for one that isn't it.
+    A recipe that trains another network than the one it is given, as `Stochastic` does, says which (`prepare`), by
+    which code a job registers it (`network`), and refuses to train one that isn't it (`check_network`).
     """
+
+    @property
+    def threat(self) -> Any:
+        """The perturbation that it trains against; None for none."""
+        return None
+
+    @property
+    def single_step(self) -> bool:
+        """Whether it trains by attacks of one step, and so is watched for catastrophic overfitting."""
+        return False
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network that it trains: a copy that is changed, or the network itself."""
+        return model
+
+    def network(self, code: str) -> str:
+        """The code of the registered network that it trains, from that of the one it is given."""
+        return code
+
+    def check_network(self, model: nn.Module) -> None:
+        """Raise an error for a network that it does not train.
+
+        Raises:
+            GeophoneError: it is one.
+        """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, rng: Draws) -> Tensor:
         """A scalar to minimise."""
-        ...
+        raise NotImplementedError
 
 
 def describe(thing: Any, omit: tuple[str, ...] = (), keep: tuple[str, ...] = ()) -> str:

@@ -113,7 +113,7 @@ class Curves(Probe):
 
     stage: ClassVar[str] = "curves over eps"
 
-    attacks: tuple[str | Perturbation, ...]
+    attacks: tuple[str | Perturbation, ...] = ("LinfAPGD",)
     eps: tuple[float, ...] | None = None
     passes: int | None = None
     batch_size: int = 256

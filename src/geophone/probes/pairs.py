@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 
@@ -28,6 +28,8 @@ class Pairs(Probe):
 
     See `compare` for what the fields mean.
     """
+
+    models: ClassVar[int] = 2
 
     metrics: tuple[str, ...] = ("cka", "pwcca")
     layers: tuple[str, ...] | None = None

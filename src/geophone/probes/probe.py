@@ -39,10 +39,12 @@ class Probe:
 
     Attributes:
         stage: What progress calls it.
+        models: Of how many models it is.
         kinds: The statistics that its parts are made of.
     """
 
     stage: ClassVar[str] = "measuring"
+    models: ClassVar[int] = 1
 
     @property
     def kinds(self) -> Sequence[type[Any]]:

@@ -120,7 +120,7 @@ class Survival:
 class Robustness(Probe):
     """Which examples survive which attacks; a step is a batch. See `survival` for what the fields mean."""
 
-    attacks: tuple[str | Perturbation, ...]
+    attacks: tuple[str | Perturbation, ...] = ("LinfAPGD",)
     restarts: int = 1
     every: bool = True
     passes: int | None = None

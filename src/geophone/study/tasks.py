@@ -33,7 +33,6 @@ from geophone.probes.layers import Layers
 from geophone.probes.probe import Probe, run, stage_of
 from geophone.train import Training, catastrophic_overfitting, fit, initialised, kept, watched
 from geophone.train.loop import content
-from geophone.train.recipes import network_of
 from geophone.train.validation import single_step
 
 VERSION = 1
@@ -203,7 +202,7 @@ def run_job(job: Job, out: Path, device: str = "cpu", progress: Progress | None 
     recipe = RECIPES.build(job.recipe)
     asked = [(probe.resolved(examples), examples) for probe, examples in job.probes(data)]
     stages = Stages(None if progress is None else _Told(job.label, progress), _stages(job, data, recipe, asked))
-    name, given = parse_call(network_of(recipe, job.model), "model")
+    name, given = parse_call(recipe.network(job.model), "model")
     arguments = {"classes": len(data.classes), "mean": data.mean, "std": data.std, **given}
     model = initialised(lambda: MODELS.build(name, **arguments), job.seed).to(device)
     checkpoint = folder / CHECKPOINT
@@ -246,7 +245,7 @@ class _Told(Watcher):
 
 def _stages(job: Job, data: ImageData, recipe: Recipe, asked: Sequence[tuple[Probe, Split]]) -> list[Stage]:
     """What a job does, by what it costs: about how many passes of one image through the network."""
-    threat: Perturbation | None = getattr(recipe, "threat", None)
+    threat: Perturbation | None = recipe.threat
     step = 3 + (0 if threat is None else passes(threat))  # forward and backward
     training = Stage("training", [len(data.train) * step], job.training.epochs)
     return [training, *(stage_of(probe, examples) for probe, examples in asked), Stage("done", [0])]
@@ -268,7 +267,7 @@ def _course(
             if key in record:
                 value = record[key]
                 yield {"epoch": int(record["epoch"]), "metric": metric, "value": value, "n": n, "note": note}
-    if "fgsm" not in history[-1] or single_step(getattr(recipe, "threat", None)) is None:
+    if "fgsm" not in history[-1] or single_step(recipe.threat) is None:
         return
     epoch = catastrophic_overfitting(history, chance=float(data.val.y.bincount().max()) / len(data.val))
     if epoch is None:

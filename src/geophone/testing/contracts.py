@@ -4,19 +4,23 @@
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geophone.core import table
 from geophone.core.errors import GeophoneError
 from geophone.core.registry import RECIPES, REGISTRIES
 from geophone.core.rng import draws, stream
 from geophone.core.types import Pair, describe
-from geophone.data import ImageData
+from geophone.data import ImageData, Split
 from geophone.metrics import Metric, Undefined
+from geophone.models.run import opened
+from geophone.probes import Probe
+from geophone.stats import total
 from geophone.study import Job, Study
 from geophone.testing.perturbation_laws import check_perturbation
 from geophone.testing.statistic_laws import examples, merges_to_the_whole
@@ -155,12 +159,33 @@ def loads_if_there(name: str, thing: Any) -> None:
     _require(shared <= len(data.val) / 10, f"{shared} of {len(data.val)} validation images are training images too")
 
 
+def divides(name: str, thing: Any) -> None:
+    """Its rows do not depend on how its steps were divided, nor on the order in which the parts are merged."""
+    made = thing()
+    if "batch_size" in {field.name for field in fields(made)}:
+        made = replace(made, batch_size=4)
+    x = torch.rand(12, 1, 8, 8, generator=stream("contract", "images"))
+    split = Split(x, torch.arange(12) % 3, torch.arange(12))
+    probe = made.resolved(split)
+    models = [initialised(_network, seed) for seed in range(probe.models)]
+    with opened(models, split) as subject:
+        steps = probe.steps(split)
+        probe.check(subject, split)
+        whole = probe.part(subject, split, range(steps))
+        parts = [probe.part(subject, split, range(step, step + 1)) for step in reversed(range(steps))]
+    _require(isinstance(made, Probe), "must inherit geophone.Probe")
+    rows = [table.frame(probe.rows(part)) for part in (whole, total(parts))]
+    _require(len(rows[0]) > 0, "gives no rows")
+    _require(rows[0].equals(rows[1]), "other rows when its steps are done apart: a step looks at nothing before it")
+
+
 LAWS: dict[str, tuple[Law, ...]] = {
     "metrics": (has_a_summary, statistic_merges, gives_numbers, undefined_is_said),
     "recipes": (has_a_summary, is_frozen_code, loss_trains),
     "models": (has_a_summary, gives_logits),
     "studies": (has_a_summary, is_frozen_code, is_a_study),
     "data": (has_a_summary, loads_if_there),
+    "probes": (has_a_summary, is_frozen_code, divides),
 }
 
 

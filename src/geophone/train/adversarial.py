@@ -6,7 +6,7 @@ and gradients of weights as they were; the passes that are trained on run in the
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from geophone.core.errors import GeophoneError
 from geophone.core.registry import PERTURBATIONS, RECIPES
 from geophone.core.rng import Draws
-from geophone.core.types import Averages, Model, Perturbation, describe
+from geophone.core.types import Averages, Model, Perturbation, Recipe, describe
 from geophone.models.run import full_precision
 from geophone.perturb import FGSM, L1, L1PGD, L2, L2PGD, LINF, Attack, LinfPGD, Norm, check_number
 from geophone.perturb.attacks.ascent import Ascent, classes_of, pgd
@@ -35,7 +35,7 @@ _PGD: dict[Norm, type[Attack]] = {LINF: LinfPGD, L2: L2PGD, L1: L1PGD}
 
 @RECIPES.register
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Recipe):
     """Cross-entropy on adversarial images: PGD in the l∞ ball, with a random start, against the current network.
 
     Or any other registered perturbation: `Adversarial(attack='L2PGD(eps=0.5, steps=7)')`. Written without its level, it
@@ -97,7 +97,7 @@ class Adversarial:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class FastAdversarial:
+class FastAdversarial(Recipe):
     """Cross-entropy on images after a single signed step from a uniform start in the l∞ ball.
 
         x' = clip(P(x + δ + alpha·sign(∇ CE(f(x + δ), y)))),   δ uniform on [-eps, eps]
@@ -121,12 +121,16 @@ class FastAdversarial:
 
     eps: float = 8 / 255
     alpha: float | None = None
-    single_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number(self, "eps", 0.0, 1.0, UNITS)
         if self.alpha is not None:
             check_number(self, "alpha", 0.0)
+
+    @property
+    def single_step(self) -> bool:
+        """One step, from a random start."""
+        return True
 
     @property
     def threat(self) -> Perturbation:
@@ -144,7 +148,7 @@ class FastAdversarial:
 
 
 @dataclass(frozen=True)
-class _FromNearby:
+class _FromNearby(Recipe):
     """What TRADES and MART share: the ball, and PGD that begins beside the image."""
 
     eps: float = 8 / 255

@@ -124,13 +124,13 @@ def watched(recipe: Recipe, training: Training) -> Shaken | None:
     if training.validate is not None:
         given: Shaken = PERTURBATIONS.build(training.validate)
         return given
-    threat: Shaken | None = getattr(recipe, "threat", None)
+    threat: Shaken | None = recipe.threat
     if training.keep == "robust" and threat is None:
         raise GeophoneError(
             f"Training(keep='robust') with {describe(recipe)}, which trains against nothing: say against what robust "
             "accuracy is to be measured, as in validate='LinfPGD(eps=8/255, steps=10)'."
         )
-    return threat if training.keep == "robust" or getattr(recipe, "single_step", False) else None
+    return threat if training.keep == "robust" or recipe.single_step else None
 
 
 def _recipe(given: Recipe | str) -> Recipe:
@@ -187,8 +187,7 @@ def fit(
             f"{data.name} has {len(data.train)} training images, fewer than one batch of {training.batch_size}. "
             "Give more images or a smaller batch_size."
         )
-    if (check := getattr(recipe, "check_network", None)) is not None:
-        check(model)
+    recipe.check_network(model)
     check_attacked(model, data.train, "training")
     shaken = watched(recipe, training)
     if not len(data.val) and (training.keep == "robust" or training.validate is not None):

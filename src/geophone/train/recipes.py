@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from geophone.core.errors import GeophoneError, unknown
 from geophone.core.registry import RECIPES
 from geophone.core.rng import Draws
-from geophone.core.types import Model, describe, unwrapped
+from geophone.core.types import Model, Recipe, describe, unwrapped
 from geophone.metrics.selectivity import selectivity_of_means
 from geophone.models.run import Snapshot, full_precision
 from geophone.models.stochastic import LEVEL, SCALE, GaussianResponse, Noisy, ResponseNoise, make_noise
@@ -23,7 +23,7 @@ from geophone.train.augmix import augmixed, jensen_shannon
 
 @RECIPES.register
 @dataclass(frozen=True)
-class Standard:
+class Standard(Recipe):
     """Cross-entropy on clean images."""
 
     def loss(
@@ -35,7 +35,7 @@ class Standard:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class SelectivityRegularised:
+class SelectivityRegularised(Recipe):
     """Cross-entropy minus alpha times the mean class selectivity of the batch's responses.
 
         loss = CE(logits, y) - alpha · (1/L) Σ_l (1/U_l) Σ_{u in l} SI_u
@@ -147,7 +147,7 @@ def _spatial_mean(response: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class NoiseAugmented:
+class NoiseAugmented(Recipe):
     """Cross-entropy on images with Gaussian noise of standard deviation `std`, clipped to [0, 1]."""
 
     std: float = 0.1
@@ -161,7 +161,7 @@ class NoiseAugmented:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class Corrupted:
+class Corrupted(Recipe):
     """Cross-entropy on corrupted images: each goes through one of several corruptions or noises, drawn for it alone.
 
     The draw is uniform and keyed by the image, so it does not depend on the batch. A name without its level stands for
@@ -215,7 +215,7 @@ class Corrupted:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class AugMix:
+class AugMix(Recipe):
     """Cross-entropy on clean images plus the divergence of predictions on them and on two AugMix versions.
 
         loss = CE(f(x), y) + jsd · JSD(f(x); f(x'); f(x''))
@@ -265,7 +265,7 @@ class AugMix:
 
 @RECIPES.register
 @dataclass(frozen=True)
-class Stochastic:
+class Stochastic(Recipe):
     """Another recipe, on a network that is given noise in the response of one layer and keeps it.
 
     A job puts the noise in (`network`); elsewhere `prepare` does, before `fit`. Weights begin as those of the network
@@ -310,20 +310,20 @@ class Stochastic:
     @property
     def threat(self) -> Any:
         """The other recipe's."""
-        return getattr(self.inner, "threat", None)
+        return self.inner.threat
 
     @property
     def single_step(self) -> bool:
         """The other recipe's."""
-        return getattr(self.inner, "single_step", False)
+        return bool(self.inner.single_step)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """A copy of the network with the noise in it: what is trained."""
-        return self.disturbance(prepared(self.inner, model))
+        return self.disturbance(self.inner.prepare(model))
 
     def network(self, code: str) -> str:
         """The code of the registered network that is trained, from that of the one without noise."""
-        inner = network_of(self.inner, code)
+        inner = self.inner.network(code)
         numbers = f"noise_std={self.std!r}, level={self.level!r}, scale={self.scale!r}"
         return f"stochastic(of={inner!r}, layer={self.layer!r}, noise={self.noise!r}, {numbers})"
 
@@ -342,15 +342,3 @@ class Stochastic:
         """The other recipe's loss."""
         loss: Tensor = self.inner.loss(model, x, y, rng)
         return loss
-
-
-def prepared(recipe: Any, model: nn.Module) -> nn.Module:
-    """The network that a recipe trains: `recipe.prepare(model)` where it changes the network, else the network."""
-    change = getattr(recipe, "prepare", None)
-    return change(model) if change else model
-
-
-def network_of(recipe: Any, code: str) -> str:
-    """The code of the registered network that a recipe trains, as `prepared` makes it."""
-    change = getattr(recipe, "network", None)
-    return change(code) if change else code
